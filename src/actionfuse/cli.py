@@ -11,6 +11,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from . import __version__
 
@@ -22,31 +24,87 @@ COMMANDS = {
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
 }
 
+# What the caller named is not there, or is of the wrong kind: a wrong call, like a ValueError.
+WRONG_CALL = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `actionfuse ARGV`; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="actionfuse", description=__doc__.splitlines()[0] if __doc__ else None)
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions and names the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        default = action.default
+        unset = default is None or default is False or default == [] or default == argparse.SUPPRESS
+        if unset or not action.option_strings or "default" in text.lower():
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a call. Options cannot be shortened: a later one could collide."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n'{self.prog} --help' tells what there is\n")
+
+
+class CommandParser(Parser):
+    """The parser of one command: suggests the nearest option where one is misspelt."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = [get_close_matches(word.partition("=")[0], self._option_string_actions, n=1) for word in unknown]
+            hints = [f"did you mean {match[0]}?" for match in near if match]
+            self.error("; ".join([f"nothing is known of {' '.join(unknown)}", *dict.fromkeys(hints)]))
+        return parsed, unknown
+
+
+def make_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The whole command line, with the arguments of the command `chosen` only: the others are not imported."""
+    parser = Parser(prog="actionfuse", description="Raw video folders in; features and predictions out.")
     parser.add_argument("--version", action="version", version=f"actionfuse {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        help="show where in the program a wrong call was found: for reports of errors",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, (module_name, summary) in COMMANDS.items():
         if name == chosen:
             module = importlib.import_module(module_name)
-            sub = subparsers.add_parser(
-                name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-            )
-            module.add_arguments(sub)
-            sub.set_defaults(main=module.main)
+            command = subparsers.add_parser(name, help=summary, description=module.__doc__)
+            module.add_arguments(command)
+            command.set_defaults(main=module.main)
         else:
             subparsers.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `actionfuse ARGV`; returns the exit code. Like argparse, raises SystemExit(2) where ARGV cannot be parsed."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = make_parser(chosen)
+    if chosen is not None and chosen not in COMMANDS:
+        near = get_close_matches(chosen, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+        parser.error(f"no command is named {chosen!r}; {hint}")
     args = parser.parse_args(argv)
     try:
         return args.main(args)
-    except ValueError as error:
-        # A wrong call: what was given, what is allowed, what to do. No traceback helps here.
+    except WRONG_CALL as error:
+        if args.traceback:
+            raise
+        # What was given, what is allowed, what to do: a traceback would only bury it.
         print(f"actionfuse {args.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"actionfuse {args.command}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `actionfuse probe ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,0 +1,71 @@
+# Needs python3 (3.11 or newer, with its venv module) and make; everything else goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+# Options handed to pytest: `make test PYTEST="-k sampling -x"`.
+PYTEST ?=
+DEMO_OUT ?= demo-output
+
+BIN := $(VENV)/bin
+AREAS := pipeline backbones fusion extract train
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help test demo lint format dev links clean check-python
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo "  PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); a second call installs nothing again."
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST)
+
+demo: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
+	$(BIN)/actionfuse demo --out $(DEMO_OUT)
+
+lint: $(VENV)/.installed-dev links  ## ruff check, ruff format --check, pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed-dev  ## sort imports, fix what can be fixed, format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+dev: $(VENV)/.installed-dev links  ## the environment and the links for editors, without running anything
+
+clean:  ## remove the environment and everything that was made
+	rm -rf $(VENV) .ide build dist *.egg-info .pytest_cache .ruff_cache $(DEMO_OUT)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The package is spread over the root folders (setup.cfg: package_dir), which type checkers and editors cannot see
+# through. They read this folder of links instead; nothing imports it at run time.
+links:
+	@mkdir -p .ide/actionfuse
+	@for area in $(AREAS); do if [ -d $$area ]; then ln -sfn ../../$$area .ide/actionfuse/$$area; fi; done
+	@for file in src/actionfuse/*; do case $$file in *.py|*/py.typed) ln -sfn ../../$$file .ide/actionfuse/;; esac; done
+
+# One stamp per set of extras: installed again only where what is needed has changed. One pip call for everything, so
+# that torch and torchvision come from the same place and fit each other.
+$(VENV)/.installed-%: setup.cfg pyproject.toml $(VENV)/.made | check-python
+	$(BIN)/python -m pip install --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.made: | check-python
+	$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --upgrade pip
+	@touch $@
+
+check-python:
+	@if [ -e $(VENV)/.made ] && [ $(origin PYTHON) = file ]; then exit 0; fi; \
+	command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }; \
+	version=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit 1; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is Python $$version; actionfuse needs 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	if [ -e $(VENV)/.made ]; then \
+	  made=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  [ $$made = $$version ] || { \
+	    echo "$(VENV) holds Python $$made, not $$version: 'make clean' first, or choose another folder: VENV=.venv-$$version" >&2; \
+	    exit 1; }; \
+	fi
