@@ -1,0 +1,198 @@
+"""actionfuse extract: features of raw videos.
+
+PATH is a video file, a folder (searched with its sub-folders), a folder or tar of frames, a text list of paths, or a
+csv with `path,start_seconds,stop_seconds[,id]`. One decode pass feeds all backbones and streams. The output of x.mp4 is
+OUT/BACKBONE-STREAM/x.mp4.npz: features, start_seconds and stop_seconds of each row, and the recipe that made them.
+
+The same call again does only what is missing. With other options it stops with an error, unless --overwrite is given.
+Rows of a video with n frames at --fps: 1 + ceil((n - clip frames) / clip stride), at least 1 (--last-clip pad).
+
+Exit codes: 0 all done, 1 some inputs failed or are damaged (OUT/failures.jsonl lists them), 2 wrong call, 130 and 143
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ..pipeline.inputs import find_videos
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `actionfuse extract`."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="videos: files, folders, .txt lists, .csv segments")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the feature stores")
+    parser.add_argument(
+        "--root", metavar="DIR", help="outputs are named relative to it (default: folder common to all inputs)"
+    )
+
+    what = parser.add_argument_group("what to extract")
+    what.add_argument(
+        "--backbone",
+        action="append",
+        metavar="NAME",
+        help="a name of `actionfuse models`; repeatable; NAME@STREAM ties it to one stream "
+        "(default: tsn:tf_efficientnet_lite0)",
+    )
+    what.add_argument(
+        "--stream", action="append", metavar="STREAM", help="rgb, flow or audio; repeatable (default: rgb)"
+    )
+    what.add_argument(
+        "--weights",
+        action="append",
+        metavar="PATH|WORD",
+        help="checkpoint, or bundled, pretrained, random; once for all backbones or once for each "
+        "(default: bundled for tsn:tf_efficientnet_lite0, else pretrained)",
+    )
+    what.add_argument(
+        "--layer", metavar="NAME", help="take the output of this sub-module (default: the last feature map)"
+    )
+    what.add_argument(
+        "--pool",
+        choices=("clip", "space", "none"),
+        default="clip",
+        help="clip: a vector per clip; space: a vector per time step; none: the map (default: %(default)s)",
+    )
+    what.add_argument(
+        "--top", type=int, default=0, metavar="K", help="keep and print the K likeliest classes (default: none)"
+    )
+    what.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line (default: the weights' own)")
+    what.add_argument(
+        "--boxes", type=Path, metavar="FILE", help="box tracks; adds RoI features per instance, in BACKBONE-STREAM-roi"
+    )
+    what.add_argument("--instances", type=int, default=4, metavar="N", help="box slots per clip (default: %(default)s)")
+
+    how = parser.add_argument_group("sampling")
+    how.add_argument(
+        "--fps",
+        metavar="F|native",
+        help="frames a second, native for every frame (default: as the backbone was trained)",
+    )
+    how.add_argument(
+        "--clip-frames", type=int, metavar="T", help="frames per clip (default: as the backbone was trained)"
+    )
+    how.add_argument("--clip-stride", type=int, metavar="S", help="frames from clip to clip (default: clip frames)")
+    how.add_argument(
+        "--last-clip",
+        choices=("pad", "drop"),
+        default="pad",
+        help="a last clip that is not full (default: %(default)s)",
+    )
+    how.add_argument(
+        "--side", type=int, metavar="PIXELS", help="frames' shorter side (default: as the backbone was trained)"
+    )
+    how.add_argument(
+        "--crop", type=int, metavar="PIXELS", help="side of the middle square that is taken (default: as trained)"
+    )
+    how.add_argument("--decoder", default="auto", help="auto, decord, pyav or torchcodec (default: %(default)s)")
+
+    flow = parser.add_argument_group("flow and sound")
+    flow.add_argument(
+        "--flow-method",
+        metavar="NAME",
+        help="dis_fast, dis_medium, farneback, tvl1, raft_small, ... (default: dis_fast)",
+    )
+    flow.add_argument("--flow-weights", metavar="PATH", help="checkpoint of RAFT, or pretrained")
+    flow.add_argument(
+        "--flow-stack", type=int, metavar="L", help="flow fields per frame (default: as the backbone was trained)"
+    )
+    flow.add_argument("--audio-preset", default="tbn", metavar="NAME", help="spectrogram (default: %(default)s)")
+
+    run = parser.add_argument_group("running")
+    run.add_argument(
+        "--store", choices=("npz", "npy", "hdf5", "lmdb"), default="npz", help="file format (default: %(default)s)"
+    )
+    run.add_argument(
+        "--dtype", choices=("float32", "float16"), default="float32", help="of stored features (default: %(default)s)"
+    )
+    run.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the model (default: %(default)s)"
+    )
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    run.add_argument(
+        "--batch", type=int, metavar="CLIPS", help="clips per batch (default: 256 frames on a GPU, 16 on a CPU)"
+    )
+    run.add_argument("--workers", type=int, metavar="N", help="decode processes (default: one per core, at most 16)")
+    run.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="a decoder without a sign of life is cut off (default: %(default)s)",
+    )
+    run.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="extracting processes, one per GPU (default: %(default)s)"
+    )
+    run.add_argument(
+        "--overwrite", action="store_true", help="throw away what is in the output stores and do all again"
+    )
+    run.add_argument("--dry-run", action="store_true", help="print how many rows each video will give, and stop")
+    run.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Extract; returns the exit code."""
+    if args.processes < 1:
+        raise ValueError(f"--processes is {args.processes}; it must be at least 1")
+    fps = _fps(args.fps)
+    videos = find_videos(args.paths, args.root)
+    if not videos:
+        raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
+    from .run import Job  # torch and the models load from here on
+
+    job = Job(args, fps, videos)
+    if args.dry_run:
+        return job.dry_run()
+    if args.processes > 1 and "ACTIONFUSE_PROCESS" not in os.environ:
+        job.open_stores()  # a wrong recipe is told once, and --overwrite happens once
+        return _launch(args.processes)
+    return job.run()
+
+
+def _fps(text: str | None) -> float | str | None:
+    if text is None or text == "native":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--fps is {text!r}; it is a number of frames a second, or native for every frame") from error
+
+
+def _launch(processes: int) -> int:
+    """This same call in `processes` processes, each with its share of the videos."""
+    words = [word for word in sys.argv[1:] if word != "--overwrite"]
+    if words and words[0] == "extract":
+        words = words[1:]
+    children = []
+    for rank in range(processes):
+        environment = dict(
+            os.environ,
+            ACTIONFUSE_PROCESS="1",
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(processes),
+            LOCAL_WORLD_SIZE=str(processes),
+        )
+        children.append(subprocess.Popen([sys.executable, "-P", "-m", "actionfuse.extract", *words], env=environment))
+    codes = []
+    forwarded = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT}
+
+    def forward(number: int, _frame: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    previous = {number: signal.signal(number, forward) for number in forwarded}
+    try:
+        codes = [child.wait() for child in children]
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    # a process that was killed is as bad as one that failed; the rest of its share was taken over by the others
+    codes = [code if code >= 0 else 128 - code for code in codes]
+    return max(codes)

@@ -1,0 +1,526 @@
+"""The one extraction loop: decode processes, batches over videos, compute threads, one writer.
+
+    pool of decode processes --clips--> batches (this thread) --> compute threads --> writer thread --> store
+
+Every arrow is bounded, so the slowest stage sets the pace and memory does not grow with the length of the videos. A
+batch is made of clips of whatever videos are being decoded and always has the same size (the last one is padded), so
+that a clip's features do not depend on what else happened to be in flight: a run that was killed and started again
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..pipeline.inputs import VideoInput
+from ..pipeline.types import BoxTracks
+from .decode import Outcome
+from .plan import ClipPlan, Task
+from .runner import Batch, Runner
+from .workers import Clips, Lost, Pool, RowNote
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All missing outputs of a video were written. notes: damage that was met."""
+
+    key: str
+    decoder: str
+    rows: dict[str, int]
+    video_seconds: float
+    frames: int
+    notes: tuple[str, ...]
+    predictions: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A video that gave nothing: where it failed and why."""
+
+    key: str
+    path: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """All outputs were there, or another process has the video."""
+
+    key: str
+    elsewhere: bool
+
+
+class RowWriter(Protocol):
+    def write(self, first_row: int, rows: np.ndarray) -> None: ...
+    def commit(
+        self, start_seconds: np.ndarray, stop_seconds: np.ndarray, metadata: dict, extra: dict[str, np.ndarray]
+    ) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where outputs go."""
+
+    def begin(self, key: str) -> tuple[str, ...] | None:
+        """Take a video on: names of the plans whose output is missing; None if another process has it."""
+        ...
+
+    def writer(self, key: str, plan: str, output: str, row_shape: tuple[int, ...]) -> RowWriter: ...
+
+    def end(self, key: str) -> None:
+        """Let go of a video that was taken on."""
+        ...
+
+
+@dataclass
+class _BatchItem:
+    key: str
+    attempt: int
+    note: RowNote
+
+
+@dataclass
+class _FillingBatch:
+    clips: np.ndarray
+    items: list[_BatchItem]
+
+
+@dataclass
+class _Open:
+    """A video on its way, as the writer thread sees it."""
+
+    attempt: int
+    writers: dict[tuple[int, str], RowWriter] = field(default_factory=dict)
+    notes: dict[int, dict[int, RowNote]] = field(default_factory=dict)
+    tops: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    failure: str = ""
+
+
+class Engine:
+    """Runs the plans over the videos; `run()` yields what became of each.
+
+    runners: one per plan, in the same order. batch_clips: clips per batch and plan.
+    """
+
+    def __init__(
+        self,
+        videos: Iterable[VideoInput],
+        runners: list[Runner],
+        sink: Sink,
+        *,
+        batch_clips: list[int],
+        workers: int,
+        compute_threads: int,
+        threads_per_compute: int = 1,
+        timeout_seconds: float = 60.0,
+        decoder: str = "auto",
+        boxes: dict[str, BoxTracks] | None = None,
+    ) -> None:
+        self._videos = iter(videos)
+        self._runners, self._sink = runners, sink
+        self._plans: tuple[ClipPlan, ...] = tuple(runner.plan for runner in runners)
+        self._batch_clips, self._workers = batch_clips, workers
+        self._compute_threads, self._threads_per_compute = compute_threads, threads_per_compute
+        self._timeout_seconds, self._decoder, self._boxes = timeout_seconds, decoder, boxes or {}
+        self._filling: dict[int, _FillingBatch] = {}
+        self._spare: dict[int, queue.SimpleQueue[np.ndarray]] = {i: queue.SimpleQueue() for i in range(len(runners))}
+        self._to_compute: queue.Queue = queue.Queue(maxsize=compute_threads)
+        self._to_writer: queue.Queue = queue.Queue(maxsize=4 * compute_threads + 4)
+        self._events: queue.SimpleQueue = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._broken: BaseException | None = None
+        self._lock = threading.Lock()
+        self.stage_seconds: dict[str, float] = {}
+        self.clips_computed = 0
+
+    def stop(self) -> None:
+        """Make `run` end soon: what is in flight is dropped, what is written stays. Safe in a signal handler."""
+        self._stop.set()
+
+    def run(self) -> Iterator[Finished | Failed | Skipped]:
+        """Do the work. Closing the iterator early stops everything."""
+        threads = [
+            threading.Thread(target=self._guard(self._compute), daemon=True) for _ in range(self._compute_threads)
+        ]
+        writer = threading.Thread(target=self._guard(self._write), daemon=True)
+        open_videos: dict[str, VideoInput] = {}
+        with Pool(self._plans, self._workers, self._timeout_seconds) as pool:
+            for thread in (*threads, writer):
+                thread.start()
+            try:
+                yield from self._dispatch(pool, open_videos)
+                if not self._stop.is_set():
+                    for plan_index in list(self._filling):
+                        self._submit(plan_index)
+                    self._drain(threads, writer)
+                    yield from self._pending_events(open_videos)
+            finally:
+                self._stop.set()
+                for key in open_videos:
+                    self._sink.end(key)
+                writer.join(timeout=10)
+        if self._broken is not None:
+            raise self._broken
+
+    # ------------------------------------------------------------------------------------------ this thread
+
+    def _dispatch(self, pool: Pool, open_videos: dict[str, VideoInput]) -> Iterator[Finished | Failed | Skipped]:
+        retries: deque[tuple[Task, BoxTracks | None]] = deque()
+        more = True
+        while not self._stop.is_set():
+            while (number := pool.idle()) is not None and (retries or more):
+                if retries:
+                    pool.submit(number, *retries.popleft())
+                    continue
+                video = next(self._videos, None)
+                if video is None:
+                    more = False
+                    break
+                missing = self._sink.begin(video.key)
+                if not missing:
+                    yield Skipped(video.key, elsewhere=missing is None)
+                    continue
+                open_videos[video.key] = video
+                indices = tuple(i for i, plan in enumerate(self._plans) if plan.name in missing)
+                boxes = self._boxes.get(video.key.partition("#")[0] if video.id else video.key)
+                task = Task(video.key, video.path, video.start_seconds, video.stop_seconds, self._decoder, 0, indices)
+                pool.submit(number, task, boxes)
+            if not pool.busy and not retries and not more:
+                return
+            for event in pool.events(timeout_seconds=0.2):
+                if isinstance(event, Clips):
+                    try:
+                        self._collect(event)
+                    finally:
+                        pool.free(event)
+                elif isinstance(event, Outcome):
+                    self._put(self._to_writer, ("outcome", event))
+                else:
+                    yield from self._lost(event, retries, open_videos)
+            yield from self._pending_events(open_videos)
+
+    def _lost(self, lost: Lost, retries: deque, open_videos: dict[str, VideoInput]) -> Iterator[Failed]:
+        task = lost.task
+        self._put(self._to_writer, ("drop", task.key, task.attempt))
+        if task.attempt == 0 and task.decoder == "auto":
+            again = Task(task.key, task.path, task.start_seconds, task.stop_seconds, "pyav", 1, task.plans)
+            retries.append((again, lost.boxes))
+            return
+        video = open_videos.pop(task.key)
+        self._sink.end(task.key)
+        yield Failed(task.key, video.path, "decode", lost.reason)
+
+    def _collect(self, clips: Clips) -> None:
+        done = 0
+        size = self._batch_clips[clips.plan]
+        while done < len(clips.rows):
+            filling = self._filling.get(clips.plan)
+            if filling is None:
+                filling = self._filling[clips.plan] = _FillingBatch(self._buffer(clips.plan), [])
+            used = len(filling.items)
+            taken = min(size - used, len(clips.rows) - done)
+            filling.clips[used : used + taken] = clips.data[done : done + taken]
+            filling.items += [_BatchItem(clips.key, clips.attempt, note) for note in clips.rows[done : done + taken]]
+            done += taken
+            if len(filling.items) == size:
+                self._submit(clips.plan)
+
+    def _buffer(self, plan_index: int) -> np.ndarray:
+        try:
+            return self._spare[plan_index].get_nowait()
+        except queue.Empty:
+            plan = self._plans[plan_index]
+            shape = (self._batch_clips[plan_index], *plan.clip_shape)
+            kind = torch.float32 if plan.dtype == np.float32 else torch.uint8
+            pinned = self._runners[plan_index].device.type == "cuda"
+            return torch.zeros(shape, dtype=kind, pin_memory=pinned).numpy()
+
+    def _submit(self, plan_index: int) -> None:
+        filling = self._filling.pop(plan_index)
+        filling.clips[len(filling.items) :] = filling.clips[len(filling.items) - 1]
+        self._put(self._to_compute, (plan_index, filling))
+
+    def _put(self, where: queue.Queue, what: object) -> None:
+        """Wait for room, but not after a stop."""
+        while not self._stop.is_set():
+            try:
+                where.put(what, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def _drain(self, threads: list[threading.Thread], writer: threading.Thread) -> None:
+        for _ in threads:
+            self._put(self._to_compute, None)
+        for thread in threads:
+            while thread.is_alive() and not self._stop.is_set():
+                thread.join(timeout=0.2)
+        self._put(self._to_writer, None)
+        while writer.is_alive() and not self._stop.is_set():
+            writer.join(timeout=0.2)
+
+    def _pending_events(self, open_videos: dict[str, VideoInput]) -> Iterator[Finished | Failed]:
+        while not self._events.empty():
+            event = self._events.get()
+            video = open_videos.pop(event.key)
+            self._sink.end(event.key)
+            if isinstance(event, Failed):
+                event = Failed(event.key, video.path, event.stage, event.reason)
+            yield event
+
+    def _guard(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A thread that fails stops the run with its error; it must not die in silence."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._broken = self._broken or error
+                self._stop.set()
+
+        return guarded
+
+    def _spent(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+
+    # ------------------------------------------------------------------------------------------ compute threads
+
+    def _compute(self) -> None:
+        torch.set_num_threads(self._threads_per_compute)
+        stream = None
+        if any(runner.device.type == "cuda" for runner in self._runners):
+            # A stream of its own per thread: one copies its batch while the other computes.
+            stream = torch.cuda.Stream()
+        while not self._stop.is_set():
+            since = time.perf_counter()
+            try:
+                work = self._to_compute.get(timeout=0.2)
+            except queue.Empty:
+                self._spent("model waiting", time.perf_counter() - since)
+                continue
+            self._spent("model waiting", time.perf_counter() - since)
+            if work is None:
+                return
+            plan_index, filling = work
+            since = time.perf_counter()
+            with torch.cuda.stream(stream) if stream is not None else _nothing():
+                outputs = self._rows(plan_index, filling)
+            self._spent("model", time.perf_counter() - since)
+            self._spare[plan_index].put(filling.clips)
+            self.clips_computed += len(filling.items)
+            self._put(self._to_writer, ("rows", plan_index, filling.items, outputs))
+
+    def _rows(self, plan_index: int, filling: _FillingBatch) -> dict[str, np.ndarray]:
+        runner, plan = self._runners[plan_index], self._plans[plan_index]
+        boxes = present = None
+        if plan.instances:
+            boxes, present = _box_arrays(plan, filling.items, len(filling.clips))
+        return _run_in_parts(runner, Batch(filling.clips, boxes, present))
+
+    # ------------------------------------------------------------------------------------------ writer thread
+
+    def _write(self) -> None:
+        open_keys: dict[str, _Open] = {}
+        try:
+            while not self._stop.is_set():
+                try:
+                    message = self._to_writer.get(timeout=0.2)
+                except queue.Empty:
+                    continue
+                if message is None:
+                    return
+                since = time.perf_counter()
+                self._handle(message, open_keys)
+                self._spent("write", time.perf_counter() - since)
+        finally:
+            for entry in open_keys.values():
+                for row_writer in entry.writers.values():
+                    row_writer.abort()
+
+    def _handle(self, message: tuple, open_keys: dict[str, _Open]) -> None:
+        if message[0] == "rows":
+            _, plan_index, items, outputs = message
+            for key in dict.fromkeys(item.key for item in items):
+                self._take_rows(key, plan_index, items, outputs, open_keys)
+        elif message[0] == "outcome":
+            outcome: Outcome = message[1]
+            entry = _entry(open_keys, outcome.key, outcome.attempt)
+            if entry is not None:
+                entry.outcome = outcome
+                for stage, seconds in outcome.stage_seconds.items():
+                    self._spent(stage, seconds)
+                self._finish_if_complete(outcome.key, open_keys)
+        else:  # "drop": the attempt is void; later ones have a higher number
+            _, key, attempt = message
+            dropped = open_keys.pop(key, None)
+            for row_writer in dropped.writers.values() if dropped else ():
+                row_writer.abort()
+            open_keys[key] = _Open(attempt + 1)
+
+    def _take_rows(
+        self,
+        key: str,
+        plan_index: int,
+        items: list[_BatchItem],
+        outputs: dict[str, np.ndarray],
+        open_keys: dict[str, _Open],
+    ) -> None:
+        positions = [at for at, item in enumerate(items) if item.key == key]
+        entry = _entry(open_keys, key, items[positions[0]].attempt)
+        if entry is None:
+            return
+        notes = entry.notes.setdefault(plan_index, {})
+        for name, rows in outputs.items():
+            if name in ("top_scores", "top_classes"):
+                continue
+            if not np.isfinite(rows[positions]).all():
+                entry.failure = f"{self._plans[plan_index].name}: the model gave NaN or infinite features"
+            writer = entry.writers.get((plan_index, name))
+            if writer is None:
+                plan_name = self._plans[plan_index].name
+                writer = entry.writers[plan_index, name] = self._sink.writer(key, plan_name, name, rows.shape[1:])
+            for first, last in _runs(positions, items):
+                writer.write(items[first].note.row, rows[first : last + 1])
+        for at in positions:
+            notes[items[at].note.row] = items[at].note
+            if "top_classes" in outputs:
+                tops = entry.tops.setdefault(plan_index, {})
+                tops[items[at].note.row] = (outputs["top_classes"][at], outputs["top_scores"][at])
+        self._finish_if_complete(key, open_keys)
+
+    def _finish_if_complete(self, key: str, open_keys: dict[str, _Open]) -> None:
+        entry = open_keys[key]
+        outcome = entry.outcome
+        if outcome is None:
+            return
+        if outcome.error:
+            failure: Failed | None = Failed(key, "", outcome.stage, outcome.error)
+        elif any(len(entry.notes.get(plan, ())) < rows for plan, rows in outcome.rows.items()):
+            return
+        else:
+            failure = Failed(key, "", "model", entry.failure) if entry.failure else None
+        del open_keys[key]
+        if failure is not None:
+            for row_writer in entry.writers.values():
+                row_writer.abort()
+            self._events.put(failure)
+            return
+        predictions: dict[str, list[tuple[int, float]]] = {}
+        for (plan_index, output), row_writer in entry.writers.items():
+            notes = [entry.notes[plan_index][row] for row in range(outcome.rows[plan_index])]
+            metadata = {"key": key, "decoder": outcome.decoder, "damage": outcome.notes}
+            extra = _extra(self._plans[plan_index], notes, entry.tops.get(plan_index), output)
+            row_writer.commit(
+                np.array([note.start_seconds for note in notes]),
+                np.array([note.stop_seconds for note in notes]),
+                metadata,
+                extra,
+            )
+            if "top_classes" in extra:
+                predictions[self._plans[plan_index].name] = _video_prediction(extra["top_classes"], extra["top_scores"])
+        rows = {self._plans[plan].name: count for plan, count in outcome.rows.items()}
+        finished = Finished(
+            key, outcome.decoder, rows, outcome.video_seconds, outcome.frames, tuple(outcome.notes), predictions
+        )
+        self._events.put(finished)
+
+
+def _entry(open_keys: dict[str, _Open], key: str, attempt: int) -> _Open | None:
+    entry = open_keys.setdefault(key, _Open(attempt))
+    return entry if entry.attempt == attempt else None
+
+
+def _runs(positions: list[int], items: list[_BatchItem]) -> Iterator[tuple[int, int]]:
+    """(first, last) positions of items that follow one another in the batch and in the video."""
+    first = last = positions[0]
+    for at in positions[1:]:
+        if at != last + 1 or items[at].note.row != items[last].note.row + 1:
+            yield first, last
+            first = at
+        last = at
+    yield first, last
+
+
+def _run_in_parts(runner: Runner, batch: Batch) -> dict[str, np.ndarray]:
+    """Run the batch; halve it as often as the device's memory asks for."""
+    try:
+        return runner(batch)
+    except torch.OutOfMemoryError:
+        if len(batch.clips) == 1:
+            raise
+        torch.cuda.empty_cache()
+    middle = len(batch.clips) // 2
+    halves = [
+        Batch(
+            batch.clips[part],
+            None if batch.boxes is None else batch.boxes[part],
+            None if batch.present is None else batch.present[part],
+        )
+        for part in (slice(0, middle), slice(middle, None))
+    ]
+    first, second = (_run_in_parts(runner, half) for half in halves)
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
+def _box_arrays(plan: ClipPlan, items: list[_BatchItem], size: int) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.zeros((size, plan.entries, plan.instances, 4), np.float32)
+    present = np.zeros((size, plan.entries, plan.instances), bool)
+    for at, item in enumerate(items):
+        tracks = item.note.boxes
+        if tracks is not None:
+            boxes[at], present[at] = tracks.boxes, tracks.present
+    return boxes, present
+
+
+def _extra(
+    plan: ClipPlan, notes: list[RowNote], tops: dict[int, tuple[np.ndarray, np.ndarray]] | None, output: str
+) -> dict[str, np.ndarray]:
+    """Arrays that go along with the features: what was heard, who was in the boxes, what was recognised."""
+    extra: dict[str, np.ndarray] = {}
+    if plan.stream == "audio":
+        extra["heard"] = np.array([note.heard for note in notes])
+    if output == "roi":
+        empty = np.zeros(plan.instances, bool)
+        extra["present"] = np.stack([empty if n.boxes is None else n.boxes.present.any(0) for n in notes])
+    if tops and output == "features":
+        extra["top_classes"] = np.stack([tops[row][0] for row in range(len(notes))]).astype(np.int64)
+        extra["top_scores"] = np.stack([tops[row][1] for row in range(len(notes))]).astype(np.float32)
+    return extra
+
+
+def _video_prediction(classes: np.ndarray, scores: np.ndarray) -> list[tuple[int, float]]:
+    """Classes by mean score over the rows; in a row that does not have a class among its top it counts as 0."""
+    totals: dict[int, float] = {}
+    for row_classes, row_scores in zip(classes.tolist(), scores.tolist(), strict=True):
+        for name, score in zip(row_classes, row_scores, strict=True):
+            totals[name] = totals.get(name, 0.0) + score / len(classes)
+    return sorted(totals.items(), key=lambda pair: -pair[1])[: classes.shape[1]]
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def default_compute_threads(device: torch.device) -> tuple[int, int]:
+    """(threads that run batches, threads inside each). On a CPU many single-threaded passes side by side beat one pass
+    with
+    many threads: nothing waits for a barrier. On a GPU a second thread copies while the first computes."""
+    if device.type != "cpu":
+        return 2, 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    inside = max(1, cores // 8)
+    return max(1, cores // inside), inside

@@ -1,0 +1,99 @@
+"""What one output of an extraction is made of, as plain numbers: what decode processes need, and how many rows come
+out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..pipeline.sampling import LastClip, num_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPlan:
+    """How clips are cut from a video for one backbone and one stream. Picklable, no torch.
+
+    A video becomes a row of entries (frames, flow stacks or spectrograms) at `fps` a second (None: every frame); clip i
+    is the `frames` entries from `i * stride` on. The last clip repeats its last entry where the video ends ("pad") or is
+    left out ("drop"); a video shorter than one clip always gives one, padded.
+
+    name: name of the output folder. instances: box slots per clip, 0 without boxes.
+    flow_on_device: the clip carries RGB frames (frames + flow_stack of them) and flow is computed where the model runs.
+    """
+
+    name: str
+    stream: str
+    frames: int
+    stride: int
+    fps: float | None
+    resize_side: int
+    crop: int
+    last_clip: LastClip = "pad"
+    flow_method: str = "dis_fast"
+    flow_stack: int = 1
+    flow_on_device: bool = False
+    audio_preset: str = "tbn"
+    audio_cells: tuple[int, int] = (256, 256)
+    instances: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.stride, self.crop, self.flow_stack) < 1:
+            raise ValueError(
+                f"{self.name}: clip frames {self.frames}, stride {self.stride} and crop {self.crop} must be >= 1"
+            )
+        if self.last_clip not in ("pad", "drop"):
+            raise ValueError(f"{self.name}: last_clip is {self.last_clip!r}; it is 'pad' or 'drop'")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"{self.name}: fps is {self.fps}; it must be positive, or 'native' for every frame")
+        if self.stream == "audio" and self.fps is None:
+            raise ValueError(f"{self.name}: sound has no frames of its own: give fps, spectrograms a second")
+        if self.stream != "audio" and self.resize_side < self.crop:
+            raise ValueError(f"{self.name}: side {self.resize_side} is smaller than the crop {self.crop}; raise --side")
+
+    @property
+    def entries(self) -> int:
+        """Entries a clip carries on its way to the model."""
+        return self.frames + self.flow_stack if self.flow_on_device else self.frames
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of one clip on its way to the model."""
+        if self.stream == "audio":
+            return (self.frames, *self.audio_cells, 1)
+        channels = {"rgb": 3, "flow": 3 if self.flow_on_device else 2 * self.flow_stack}[self.stream]
+        return (self.entries, self.crop, self.crop, channels)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32 if self.stream == "audio" else np.uint8)
+
+    @property
+    def clip_bytes(self) -> int:
+        return int(np.prod(self.clip_shape)) * self.dtype.itemsize
+
+    def num_entries(self, duration_seconds: float, num_frames: int) -> int:
+        """Entries of a video (or segment) of this length."""
+        if self.fps is None:
+            return num_frames
+        # Times k / fps below the duration; the slack absorbs durations that were rounded to the container's clock.
+        return max(1, int(np.ceil(duration_seconds * self.fps - 1e-6)))
+
+    def num_clips(self, num_entries: int) -> int:
+        """Rows of the output; see `pipeline.sampling.num_windows`."""
+        return num_windows(num_entries, self.frames, self.stride, self.last_clip)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video, or one segment of one, to be decoded for some of the plans."""
+
+    key: str
+    path: str
+    start_seconds: float | None
+    stop_seconds: float | None
+    decoder: str
+    attempt: int
+    plans: tuple[int, ...]
+    frame_fps: float = 30.0

@@ -1,0 +1,151 @@
+"""The model side of one plan: a batch of clips to rows of features, on one device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone, pool_clip, pool_space
+from ..backbones.roi import roi_features
+from ..pipeline.flow import FlowComputer, quantise
+from .plan import ClipPlan
+
+Pool = Literal["clip", "space", "none"]
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one plan. clips (B, T, H, W, C); boxes (B, T, N, 4) and present (B, T, N) or None."""
+
+    clips: np.ndarray
+    boxes: np.ndarray | None = None
+    present: np.ndarray | None = None
+
+
+class Runner:
+    """Runs `backbone` on batches of `plan`.
+
+    pool: "clip" (D), "space" (T', D) or "none" (D, T', H', W') per clip.
+    layer: name of a sub-module whose output is taken instead of the backbone's map.
+    top: how many predicted classes per clip to keep, 0 for none.
+    roi: also give a feature of each box instance, (N, D): RoIAlign on the map, mean over cells and over the times
+        at which the instance is there.
+    """
+
+    def __init__(
+        self,
+        plan: ClipPlan,
+        backbone: Backbone,
+        *,
+        device: torch.device,
+        precision: Precision = "fp32",
+        pool: Pool = "clip",
+        layer: str | None = None,
+        top: int = 0,
+        roi: bool = False,
+        flow: FlowComputer | None = None,
+    ) -> None:
+        if precision not in DTYPES:
+            raise ValueError(f"precision is {precision!r}; there are {', '.join(DTYPES)}")
+        if pool not in ("clip", "space", "none"):
+            raise ValueError(f"pool is {pool!r}; there are clip, space and none")
+        if top and not backbone.num_classes:
+            raise ValueError(
+                f"{plan.name}: predictions were asked for, but the backbone has no classifier; "
+                "give weights that carry one"
+            )
+        if top > backbone.num_classes:
+            raise ValueError(f"{plan.name}: top is {top}, but the classifier knows {backbone.num_classes} classes")
+        self.plan, self.backbone, self.device = plan, backbone.eval().to(device), device
+        if device.type == "cuda":
+            self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
+        self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
+        self._flow = flow
+        self._tapped = dict(backbone.named_modules()).get(layer or "")
+        if layer and self._tapped is None:
+            names = [name for name, _ in backbone.named_children()]
+            raise ValueError(f"{plan.name}: no layer is named {layer!r}; the outer ones are {', '.join(names)}")
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Rows of each output, (B, ...): "features", "roi", "top_classes", "top_scores"."""
+        autocast = contextlib.nullcontext()
+        if self.precision != "fp32":
+            autocast = torch.autocast(self.device.type, DTYPES[self.precision])
+        with torch.inference_mode():
+            pixels = self._flow_clips(batch.clips) if self.plan.flow_on_device else batch.clips
+            clips = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+            with autocast:
+                normal = self.backbone.input_spec.normalise(clips)
+                rows = self._rows(normal, batch)
+            return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
+                    for name, value in rows.items()}  # fmt: skip
+
+    def _rows(self, clips: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        taken: list[Tensor] = []
+        hook = None
+        if self._tapped is not None:
+            hook = self._tapped.register_forward_hook(lambda _module, _inputs, output: taken.append(output))
+        try:
+            if self.top:
+                maps, logits = self.backbone.forward_and_classify(clips)
+            else:
+                maps, logits = self.backbone(clips), None
+        finally:
+            if hook is not None:
+                hook.remove()
+        if self._tapped is not None:
+            maps = as_map(taken[0], len(clips), self.layer or "")
+        rows: dict[str, Tensor] = {}
+        if self.pool == "clip":
+            rows["features"] = pool_clip(maps)
+        elif self.pool == "space":
+            rows["features"] = pool_space(maps)
+        else:
+            rows["features"] = maps
+        if logits is not None:
+            scores, classes = logits.float().softmax(-1).topk(self.top)
+            rows["top_scores"], rows["top_classes"] = scores, classes
+        if self.roi:
+            assert batch.boxes is not None and batch.present is not None
+            rows["roi"] = _instances(maps, batch.boxes, batch.present)
+        return rows
+
+    def _flow_clips(self, frames: np.ndarray) -> np.ndarray:
+        """RGB (B, T + L, H, W, 3) to quantised flow stacks (B, T, H, W, 2 L): fields t to t + L - 1 in entry t."""
+        assert self._flow is not None
+        flow = np.stack([quantise(self._flow.pairs(clip)) for clip in frames])
+        stacks = [flow[:, k : k + self.plan.frames] for k in range(self.plan.flow_stack)]
+        return np.concatenate(stacks, axis=-1)
+
+
+def as_map(output: Tensor, batch: int, layer: str) -> Tensor:
+    """What a layer gave, as (B, D, T, H, W): 5-D is taken as it is, (B T, D, H, W) of per-frame networks is folded."""
+    if isinstance(output, Tensor) and output.ndim == 5:
+        return output
+    if isinstance(output, Tensor) and output.ndim == 4 and len(output) % batch == 0:
+        return output.unflatten(0, (batch, -1)).transpose(1, 2)
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(f"layer {layer!r} gives {shape}; a feature map (B, D, T, H, W) or (B T, D, H, W) is needed")
+
+
+def _instances(maps: Tensor, boxes: np.ndarray, present: np.ndarray) -> Tensor:
+    steps = maps.shape[2]
+    # The map's step t stands for the entries t * T / T' to (t + 1) * T / T' - 1: its boxes are those of the middle one.
+    middle = ((np.arange(steps) + 0.5) * boxes.shape[1] / steps).astype(int)
+    there = torch.from_numpy(present[:, middle]).to(maps.device)
+    cells = roi_features(maps.float(), torch.from_numpy(boxes[:, middle]).to(maps.device), there)
+    counted = there.sum(1).clamp(min=1)[..., None]
+    return cells.mean((-2, -1)).sum(1) / counted
+
+
+def _memory_format(backbone: nn.Module) -> torch.memory_format:
+    has_3d = any(isinstance(module, nn.Conv3d) for module in backbone.modules())
+    return torch.channels_last_3d if has_3d else torch.channels_last

@@ -1,0 +1,262 @@
+"""What a user asks of an extraction, and the runners and recipes it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backbones import Backbone, create_backbone
+from ..pipeline.flow import FlowComputer
+from .plan import ClipPlan
+from .runner import Runner
+
+DEFAULT_BACKBONE = "tsn:tf_efficientnet_lite0"
+BUNDLED = {DEFAULT_BACKBONE}
+STREAMS = ("rgb", "flow", "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of an extraction. None = what the backbone's input spec says.
+
+    backbones: names, or `name@stream` to tie one to a stream. streams: each backbone runs on each of them.
+    weights: one for all backbones or one for each: a path, "pretrained", "bundled", "random" (seeded), or "auto".
+    fps: entries a second, "native" for every frame.
+    clip_frames: entries per clip. clip_stride: entries from one clip's start to the next one's; None = clip_frames.
+    side: shorter side in pixels to which frames are scaled. crop: side of the middle square that is taken.
+    """
+
+    backbones: tuple[str, ...] = (DEFAULT_BACKBONE,)
+    streams: tuple[str, ...] = ("rgb",)
+    weights: tuple[str, ...] = ("auto",)
+    fps: float | str | None = None
+    clip_frames: int | None = None
+    clip_stride: int | None = None
+    side: int | None = None
+    crop: int | None = None
+    last_clip: str = "pad"
+    flow_method: str | None = None
+    flow_weights: str | None = None
+    flow_stack: int | None = None
+    audio_preset: str = "tbn"
+    pool: str = "clip"
+    layer: str | None = None
+    top: int = 0
+    instances: int = 0
+    precision: str = "fp32"
+    device: str = "auto"
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the GPU of this process where there is one, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; write auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but this torch ({torch.__version__}) sees no GPU; write --device cpu")
+    return device
+
+
+def pairs(settings: Settings) -> list[tuple[str, str, str]]:
+    """(backbone, stream, weights) of each output, in order."""
+    weights = settings.weights or ("auto",)
+    if len(weights) == 1:
+        weights = weights * len(settings.backbones)
+    if len(weights) != len(settings.backbones):
+        raise ValueError(
+            f"{len(weights)} weights were given for {len(settings.backbones)} backbones; "
+            "give one for all or one for each, in order"
+        )
+    found: list[tuple[str, str, str]] = []
+    for entry, source in zip(settings.backbones, weights, strict=True):
+        name, _, tied = entry.partition("@")
+        for stream in (tied,) if tied else settings.streams:
+            if stream not in STREAMS:
+                raise ValueError(
+                    f"stream {stream!r} cannot be extracted from a video file; there are {', '.join(STREAMS)}"
+                )
+            if (name, stream, source) not in found:
+                found.append((name, stream, source))
+    names = [plan_name(name, stream) for name, stream, _ in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"two outputs would be called {', '.join(sorted(twice))}; extract them into two folders")
+    return found
+
+
+def plan_name(backbone: str, stream: str) -> str:
+    """Folder of an output: `swin3d_t-rgb`, `tsn-resnet50-flow`."""
+    return f"{backbone}-{stream}".replace(":", "-").replace("/", "-")
+
+
+def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None) -> Backbone:
+    """The backbone with its weights. "random" is seeded, so that a run that goes on later has the same ones."""
+    options: dict[str, Any] = {} if flow_stack is None or stream != "flow" else {"flow_stack": flow_stack}
+    if weights == "auto":
+        weights = "bundled" if name in BUNDLED else "pretrained"
+    if weights == "random":
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        try:
+            return create_backbone(name, stream=stream, **options)  # pyright: ignore[reportArgumentType]
+        finally:
+            torch.random.set_rng_state(state)
+    return create_backbone(name, stream=stream, weights=weights, **options)  # pyright: ignore[reportArgumentType]
+
+
+def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.device) -> ClipPlan:
+    """The clips that `backbone` gets, by its input spec and what the settings change of it."""
+    spec = backbone.input_spec
+    frames = settings.clip_frames or spec.frames
+    fps = spec.fps if settings.fps is None else None if settings.fps == "native" else float(settings.fps)
+    crop = settings.crop or spec.crop
+    side = settings.side or (spec.resize_side if settings.crop is None else max(spec.resize_side, crop))
+    method = settings.flow_method or ("raft_small" if device.type == "cuda" and settings.flow_weights else "dis_fast")
+    cells = (256, 256)
+    if spec.stream == "audio":
+        from ..pipeline.audio import PRESETS
+
+        if settings.audio_preset not in PRESETS:
+            raise ValueError(f"no audio preset is named {settings.audio_preset!r}; there are {', '.join(PRESETS)}")
+        cells = PRESETS[settings.audio_preset].cells
+    return ClipPlan(
+        name=plan_name(name, spec.stream),
+        stream=spec.stream,
+        frames=frames,
+        stride=settings.clip_stride or frames,
+        fps=fps,
+        resize_side=side,
+        crop=crop,
+        last_clip=settings.last_clip,
+        flow_method=method,
+        flow_stack=spec.flow_stack,
+        flow_on_device=spec.stream == "flow" and method.startswith("raft"),
+        audio_preset=settings.audio_preset,
+        audio_cells=cells,
+        instances=settings.instances if spec.stream != "audio" else 0,
+    )
+
+
+def build_runners(settings: Settings) -> tuple[list[Runner], list[dict[str, Any]]]:
+    """A runner and a recipe per output. A recipe's identity says what the features depend on; provenance is for the
+    record.
+    """
+    device = pick_device(settings.device)
+    runners, recipes = [], []
+    for name, stream, weights in pairs(settings):
+        backbone = build_backbone(name, stream, weights, settings.flow_stack)
+        runner, recipe = wrap(settings, backbone, name, weights, device)
+        runners.append(runner)
+        recipes.append(recipe)
+    return runners, recipes
+
+
+def wrap(
+    settings: Settings, backbone: Backbone, name: str, weights: str, device: torch.device
+) -> tuple[Runner, dict[str, Any]]:
+    """Runner and recipe of one backbone that is already built."""
+    plan = make_plan(settings, backbone, name, device)
+    flow = None
+    if plan.flow_on_device:
+        flow = FlowComputer(
+            plan.flow_method, weights=settings.flow_weights, device=str(device), precision=settings.precision
+        )
+    runner = Runner(
+        plan,
+        backbone,
+        device=device,
+        precision=settings.precision,  # pyright: ignore[reportArgumentType]
+        pool=settings.pool,  # pyright: ignore[reportArgumentType]
+        layer=settings.layer,
+        top=settings.top,
+        roi=plan.instances > 0,
+        flow=flow,
+    )
+    sampling = asdict(plan)
+    for unused in {"rgb": ("flow", "audio"), "flow": ("audio",), "audio": ("flow", "resize", "crop")}.get(
+        plan.stream, ()
+    ):
+        sampling = {key: value for key, value in sampling.items() if not key.startswith(unused)}
+    del sampling["name"]
+    identity = {
+        "backbone": {"name": name, "options": dict(backbone.options), "weights_sha256": hash_weights(backbone)},
+        "input": json.loads(json.dumps(asdict(backbone.input_spec))),
+        "sampling": json.loads(json.dumps(sampling)),
+        "features": {
+            "pool": settings.pool,
+            "layer": settings.layer,
+            "top": settings.top,
+            "precision": settings.precision,
+        },
+    }
+    return runner, {"identity": identity, "provenance": {"weights": _source_name(weights), **versions()}}
+
+
+def _source_name(weights: str) -> str:
+    return Path(weights).name if weights not in ("auto", "random", "bundled", "pretrained") else weights
+
+
+def hash_weights(module: torch.nn.Module) -> str:
+    """sha256 over names, shapes, types and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        # numpy knows no bfloat16: look at any tensor as bytes
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers went through."""
+    found = {"python": platform.python_version()}
+    for package in ("actionfuse", "torch", "torchvision", "timm", "av", "decord", "opencv-python-headless", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def num_workers(requested: int | None, device: torch.device, local_processes: int = 1) -> int:
+    """Decode processes: one per core that this process may use, shared among the processes on this machine."""
+    if requested is not None:
+        if requested < 1:
+            raise ValueError(f"workers is {requested}; at least one process must decode")
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // local_processes))
+
+
+def batch_clips(requested: int | None, runner: Runner) -> int:
+    """Clips per batch. A GPU wants many frames at a time; a CPU gains nothing by more than keep its caches busy."""
+    if requested is not None:
+        if requested < 1:
+            raise ValueError(f"batch is {requested}; it must be at least 1 clip")
+        return requested
+    frames = 256 if runner.device.type == "cuda" else 16
+    return max(1, frames // runner.plan.entries)
+
+
+def split_by_size(sizes: Sequence[int], shares: int) -> list[list[int]]:
+    """Indices of `sizes` in `shares` lists of nearly equal sums: each next largest to the list with the least."""
+    lists: list[list[int]] = [[] for _ in range(shares)]
+    sums = [0] * shares
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = sums.index(min(sums))
+        lists[least].append(index)
+        sums[least] += max(1, sizes[index])
+    return lists

@@ -1,0 +1,335 @@
+"""Decode processes and the shared memory through which their clips come.
+
+Each process decodes one task at a time and puts clips into slots of a memory-mapped file that it shares with the
+parent; only small messages travel through a pipe. A process that hangs or crashes in native code costs one attempt at
+one video: the pool kills it, starts another and says so. The processes start without torch, by `python -m`, so a
+notebook or a script without a `__main__` guard can use them.
+
+Messages of a worker: ("ready",), ("clips", plan index, attempt, key, slot, rows) and ("done", Outcome).
+Messages to it: Setup, then ("task", Task, boxes), ("free", slot), ("stop",).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+
+import numpy as np
+
+from ..pipeline.types import BoxTracks
+from .decode import ClipRow, Outcome, decode_task
+from .plan import ClipPlan, Task
+
+# A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
+SLOT_BYTES = 4 << 20
+_HEADER = struct.Struct("<qq")  # beats, 1 while waiting for a free slot
+_PAGE = mmap.ALLOCATIONGRANULARITY
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker must know before its first task."""
+
+    plans: tuple[ClipPlan, ...]
+    slot_bytes: int
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class RowNote:
+    """All of a clip row but its pixels."""
+
+    row: int
+    start_seconds: float
+    stop_seconds: float
+    heard: bool = True
+    boxes: BoxTracks | None = None
+
+
+@dataclass
+class Clips:
+    """Clips of one plan, as views of shared memory: valid until `Pool.free(clips)`."""
+
+    worker: int
+    plan: int
+    attempt: int
+    key: str
+    slot: int
+    rows: list[RowNote]
+    data: np.ndarray
+
+
+@dataclass
+class Lost:
+    """A worker that hung or died, and the task it had."""
+
+    task: Task
+    boxes: BoxTracks | None
+    reason: str
+
+
+# ---------------------------------------------------------------------------------------------- in the worker
+
+
+class _Outbox:
+    """Collects clip rows into slots and sends them; waits for the parent where all slots are in use."""
+
+    def __init__(self, connection: Connection, setup: Setup, memory: mmap.mmap) -> None:
+        self._connection, self._setup, self._memory = connection, setup, memory
+        self._free = deque(range(setup.num_slots))
+        self._open: dict[int, tuple[int, list[RowNote]]] = {}
+        self._beats = 0
+        self.waiting_seconds = 0.0
+        self.copying_seconds = 0.0
+        self.task: Task | None = None
+
+    def beat(self) -> None:
+        self._beats += 1
+        _HEADER.pack_into(self._memory, 0, self._beats, 0)
+
+    def emit(self, plan_index: int, row: ClipRow) -> None:
+        plan = self._setup.plans[plan_index]
+        if plan_index not in self._open:
+            self._open[plan_index] = (self._slot(), [])
+        slot, notes = self._open[plan_index]
+        since = time.perf_counter()
+        place = _slot_array(self._memory, self._setup, slot, plan, len(notes), 1)[0]
+        for position, entry in enumerate(row.entries):
+            place[position] = entry.data
+        self.copying_seconds += time.perf_counter() - since
+        notes.append(RowNote(row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes))
+        if (len(notes) + 1) * plan.clip_bytes > self._setup.slot_bytes:
+            self._send(plan_index)
+
+    def flush(self) -> None:
+        for plan_index in list(self._open):
+            self._send(plan_index)
+
+    def discard(self) -> None:
+        for slot, _ in self._open.values():
+            self._free.append(slot)
+        self._open.clear()
+
+    def _send(self, plan_index: int) -> None:
+        assert self.task is not None
+        slot, notes = self._open.pop(plan_index)
+        self._connection.send(("clips", plan_index, self.task.attempt, self.task.key, slot, notes))
+
+    def _slot(self) -> int:
+        if not self._free:
+            # Other plans may hold half-filled slots; with more slots than plans the parent always has one to give back.
+            since = time.perf_counter()
+            _HEADER.pack_into(self._memory, 0, self._beats, 1)
+            while not self._free:
+                self.handle(self._connection.recv())
+            self.beat()
+            self.waiting_seconds += time.perf_counter() - since
+        return self._free.popleft()
+
+    def handle(self, message: tuple) -> None:
+        if message[0] == "free":
+            self._free.append(message[1])
+        elif message[0] == "stop":
+            raise SystemExit(0)
+
+
+def _slot_array(memory: mmap.mmap, setup: Setup, slot: int, plan: ClipPlan, first: int, clips: int) -> np.ndarray:
+    offset = _PAGE + slot * setup.slot_bytes + first * plan.clip_bytes
+    count = clips * int(np.prod(plan.clip_shape))
+    return np.frombuffer(memory, plan.dtype, count, offset).reshape(clips, *plan.clip_shape)
+
+
+def worker_main(descriptor: int, memory_descriptor: int) -> None:
+    """A decode process: tasks in, clips out, until told to stop or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    connection = Connection(descriptor)
+    try:
+        setup: Setup = connection.recv()
+        memory = mmap.mmap(memory_descriptor, 0)
+        connection.send(("ready",))
+        import cv2
+
+        cv2.setNumThreads(1)  # the pool has a process per core; threads inside would only queue
+        outbox = _Outbox(connection, setup, memory)
+        while True:
+            message = connection.recv()
+            if message[0] != "task":
+                outbox.handle(message)
+                continue
+            task, boxes = message[1:]
+            outbox.task, outbox.waiting_seconds, outbox.copying_seconds = task, 0.0, 0.0
+            outbox.beat()
+            outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat)
+            if outcome.error:
+                outbox.discard()
+            else:
+                outbox.flush()
+            outcome.stage_seconds["transform"] = outbox.copying_seconds
+            outcome.stage_seconds["decoder waiting"] = outbox.waiting_seconds
+            connection.send(("done", outcome))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+
+
+# ---------------------------------------------------------------------------------------------- in the parent
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen
+    connection: Connection
+    memory: mmap.mmap
+    ready: bool = False
+    task: Task | None = None
+    boxes: BoxTracks | None = None
+    beats: tuple[int, int] = (-1, 0)
+    changed_at: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """`workers` decode processes for these plans.
+
+    timeout_seconds: a worker that has shown no sign of life for this long while it decodes is killed.
+    """
+
+    def __init__(self, plans: tuple[ClipPlan, ...], workers: int, timeout_seconds: float = 60.0) -> None:
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; at least one process must decode")
+        self._plans = plans
+        self._timeout_seconds = timeout_seconds
+        slot_bytes = max(SLOT_BYTES, max(plan.clip_bytes for plan in plans))
+        slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
+        self._slot_bytes, self._num_slots = slot_bytes, len(plans) + 2
+        self._workers = [self._start() for _ in range(workers)]
+
+    def _start(self) -> _Worker:
+        parent, child = Pipe(duplex=True)
+        shared = _anonymous_file(_PAGE + self._num_slots * self._slot_bytes)
+        memory = mmap.mmap(shared, 0)
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        # One thread per process in every library that would otherwise start one per core.
+        environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        code = f"from actionfuse.extract.workers import worker_main; worker_main({child.fileno()}, {shared})"
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            pass_fds=[child.fileno(), shared],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        child.close()
+        os.close(shared)
+        parent.send(Setup(self._plans, self._slot_bytes, self._num_slots))
+        return _Worker(process, parent, memory)
+
+    def idle(self) -> int | None:
+        """A worker without a task, or None."""
+        return next((number for number, worker in enumerate(self._workers) if worker.task is None), None)
+
+    @property
+    def busy(self) -> bool:
+        return any(worker.task is not None for worker in self._workers)
+
+    def submit(self, number: int, task: Task, boxes: BoxTracks | None = None) -> None:
+        """Give a task to an idle worker."""
+        worker = self._workers[number]
+        worker.task, worker.boxes, worker.changed_at = task, boxes, time.monotonic()
+        try:
+            worker.connection.send(("task", task, boxes))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it died: `events` reports the task lost
+
+    def free(self, clips: Clips) -> None:
+        """Give the slot of these clips back to the worker; their data must not be used any more."""
+        worker = self._workers[clips.worker]
+        try:
+            worker.connection.send(("free", clips.slot))
+        except (BrokenPipeError, ConnectionResetError, OSError):
+            pass
+
+    def events(self, timeout_seconds: float) -> Iterator[Clips | Outcome | Lost]:
+        """What the workers sent, as it comes, for up to one wait of `timeout_seconds`."""
+        ready = wait([worker.connection for worker in self._workers], timeout_seconds)
+        for number, worker in enumerate(self._workers):
+            if worker.connection in ready:
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, ConnectionResetError, pickle.UnpicklingError):
+                    yield from self._replace(number, _death(worker.process))
+                    continue
+                worker.changed_at = time.monotonic()
+                if message[0] == "ready":
+                    worker.ready = True
+                elif message[0] == "clips":
+                    _, plan, attempt, key, slot, notes = message
+                    setup = Setup(self._plans, self._slot_bytes, self._num_slots)
+                    data = _slot_array(worker.memory, setup, slot, self._plans[plan], 0, len(notes))
+                    yield Clips(number, plan, attempt, key, slot, notes, data)
+                else:
+                    worker.task = None
+                    yield message[1]
+            elif worker.task is not None and self._hangs(worker):
+                worker.process.kill()
+                yield from self._replace(number, f"the decoder gave no sign of life for {self._timeout_seconds:g} s")
+
+    def _hangs(self, worker: _Worker) -> bool:
+        beats = _HEADER.unpack_from(worker.memory, 0)
+        now = time.monotonic()
+        if beats != worker.beats or beats[1]:  # it moved on, or it waits for the parent
+            worker.beats, worker.changed_at = beats, now
+        return worker.ready and now - worker.changed_at > self._timeout_seconds
+
+    def _replace(self, number: int, reason: str) -> Iterator[Lost]:
+        worker = self._workers[number]
+        worker.process.wait()
+        worker.connection.close()
+        if not worker.ready:
+            raise RuntimeError(f"decode process ended before it was ready ({reason}); its message stands above")
+        self._workers[number] = self._start()
+        if worker.task is not None:
+            yield Lost(worker.task, worker.boxes, reason)
+
+    def close(self) -> None:
+        """Stop all workers at once."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+            worker.connection.close()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _death(process: subprocess.Popen) -> str:
+    code = process.wait()
+    if code < 0:
+        return f"the decode process died of {signal.Signals(-code).name}"
+    return f"the decode process ended with code {code}"
+
+
+def _anonymous_file(size_bytes: int) -> int:
+    """A file descriptor of shared memory without a name: nothing is left behind, however the processes end.
+
+    On Linux it is not limited by the size of /dev/shm, which containers often set to 64 MB.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("actionfuse", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size_bytes)
+    return descriptor
