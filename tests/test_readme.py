@@ -1,8 +1,8 @@
 """The README tells the truth: its commands and its Python run here, on small videos, as a reader would run them.
 
 How a fenced block is read:
-    console   `$ command` lines run in order, all blocks in one folder that holds `videos/` and `mixed/`. The lines below
-              a command are its output: each must be among what it really printed. Numbers (times, sizes, rates), the
+    console   `$ command` lines run in order, all blocks in one folder that holds `videos/` and `mixed/`. Lines below a
+              command are its output: each must be among what it really printed. Numbers (times, sizes, rates), the
               width of gaps and drawn bars may differ; a line `...` stands for any others.
     python    runs, all blocks in one interpreter, in that same folder after the commands.
     text, yaml, ini, none   is read by people only.
