@@ -224,24 +224,25 @@ def tsm_dense_test(num_frames: int, num_segments: int, num_starts: int = 10, win
 
 
 def num_windows(num_entries: int, clip_frames: int, stride_frames: int, last_clip: LastClip = "pad") -> int:
-    """How many windows of `clip_frames` (T) entries, one every `stride_frames` (S), fit n = `num_entries`.
+    """How many windows of `clip_frames` (T) entries, one every `stride_frames` (S), n = `num_entries` give.
 
-    "drop": only whole windows: (n - T) // S + 1, or 0 where n < T.
-    "pad":  windows start at 0, S, 2S, ... until one holds the last entry; that one repeats the last entry where it runs
-            out: ceil((n - T) / S) + 1, or 1 where 0 < n < T. Where S > T a window without a single entry is not made:
-            never more than ceil(n / S). No entries, no windows.
+    "pad":  1 + ceil(max(0, n - T) / S): windows start at 0, S, 2S, ... until one holds the last entry; where it runs
+            out of entries it repeats the last one. With S > T the last window may start after the end: it is not
+            made, so there are never more than ceil(n / S).
+    "drop": 1 + floor(max(0, n - T) / S): a window that runs out of entries is left out.
+    Either way a video shorter than one window gives one, padded: no video is without a row. No entries, no windows.
     """
     _check_positive(clip_frames=clip_frames, stride_frames=stride_frames)
     if num_entries < 0:
         raise ValueError(f"num_entries is {num_entries}; it must be 0 or more")
+    if last_clip not in ("pad", "drop"):
+        raise ValueError(f'last_clip is {last_clip!r}; it must be "pad" or "drop"')
+    if num_entries == 0:
+        return 0
+    beyond = max(0, num_entries - clip_frames)
     if last_clip == "drop":
-        return max(0, (num_entries - clip_frames) // stride_frames + 1)
-    if last_clip == "pad":
-        if num_entries == 0:
-            return 0
-        until_last = -(-max(0, num_entries - clip_frames) // stride_frames) + 1
-        return min(until_last, -(-num_entries // stride_frames))
-    raise ValueError(f'last_clip is {last_clip!r}; it must be "pad" or "drop"')
+        return 1 + beyond // stride_frames
+    return min(1 - (-beyond // stride_frames), -(-num_entries // stride_frames))
 
 
 def window(
@@ -323,7 +324,7 @@ def centre_clip(
 # Multi-view tests: n clips in time x 3 crops in space.
 
 
-def test_views(num_clips: int, num_crops: int = 3) -> np.ndarray:
+def multi_views(num_clips: int, num_crops: int = 3) -> np.ndarray:
     """(clip, crop) of each view, (num_clips * num_crops, 2), all crops of a clip together.
 
     Source: PySlowFast's order (temporal = view // crops, spatial = view % crops).
