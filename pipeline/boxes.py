@@ -53,8 +53,8 @@ class BoxRow(NamedTuple):
 def box_tracks(rows: Iterable[BoxRow]) -> BoxTracks:
     """Tracks of one video from its boxes in any order. Times ascend; instances are sorted by track name.
 
-    Boxes are cut to the frame. Raises: ValueError for a box without area inside the frame, two boxes of one track at one
-    time, or a track of two categories.
+    Boxes are cut to the frame. Raises: ValueError for a box without area inside the frame, two boxes of one track at
+    one time, or a track of two categories.
     """
     rows = list(rows)
     categories: dict[str, int] = {}
@@ -110,10 +110,11 @@ def boxes_at(
 ) -> BoxTracks:
     """The boxes at the times asked for, in their order; instances stay.
 
-    max_gap_seconds: two sightings of a track at most so far apart are bridged. Elsewhere (wider gaps, before the first and
-        after the last sighting) a sighting holds for half as long. So an instance is present at t exactly where a sighting
-        lies within max_gap_seconds / 2 of t, whatever the method.
-    method: "linear" moves each corner evenly over a bridged gap; "nearest" shows the nearest sighting, the earlier of two.
+    max_gap_seconds: two sightings of a track at most so far apart are bridged. Elsewhere (wider gaps, before the first
+        and after the last sighting) a sighting holds for half as long. So an instance is present at t exactly where a
+        sighting lies within max_gap_seconds / 2 of t, whatever the method.
+    method: "linear" moves each corner evenly over a bridged gap; "nearest" shows the nearest sighting, of two equally
+        near ones the earlier.
     """
     if method not in ("linear", "nearest"):
         raise ValueError(f'method is {method!r}; it must be "linear" or "nearest"')
@@ -151,8 +152,8 @@ def crop_boxes(
 ) -> BoxTracks:
     """The boxes in the frame that is left when `region` (x1 y1 x2 y2, shares of the old frame) is cut out.
 
-    Boxes are cut to the region; one that keeps less than `min_visible_share` of its area is absent. Scaling needs no such
-    function: shares stay.
+    Boxes are cut to the region; one that keeps less than `min_visible_share` of its area is absent. Scaling needs no
+    such function: shares stay.
     """
     left, top, right, bottom = region
     if not (left < right and top < bottom):
@@ -232,7 +233,7 @@ def cxcywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of corners (..., N, 4) and (..., M, 4), each with each: (..., N, M). 0 for empty boxes."""
+    """Intersection over union of corners (..., N, 4) and (..., M, 4), each with each: (..., N, M); 0 where empty."""
     a, b = first[..., :, None, :], second[..., None, :, :]
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     shared = np.prod((high - low).clip(0), axis=-1)
@@ -332,7 +333,7 @@ def _parse(header: list[str], cells: list[str], key: str | None) -> tuple[str, B
 
 
 def write_box_file(path: str | Path, tracks: Mapping[str, BoxTracks]) -> None:
-    """Write one box file for all videos; `read_box_file` reads it back equal. Absent instances and empty times are lost."""
+    """Write one box file for all videos; `read_box_file` reads the same boxes back. Times without a box are lost."""
     with replacing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["video", *_COLUMNS])
