@@ -1,8 +1,8 @@
 """One geometry for all streams and boxes of a clip, and colour changes of single streams.
 
-Drawing is separate from applying. A draw gives a small frozen object that can be looked at, stored and applied again; all
-chance comes from the generator that is handed in (`sampling.draw`). A `Geometry` speaks in shares of the frame, so rgb,
-flow at half size, depth and boxes of one clip move alike.
+Drawing is separate from applying. A draw gives a small frozen object that can be looked at, stored and applied again;
+all chance comes from the generator that is handed in (`sampling.draw`). A `Geometry` speaks in shares of the frame, so
+rgb, flow at half size, depth and boxes of one clip move alike.
 
 torch is imported when something is applied, not before: processes that only crop (`centre_crop`) start without it.
 """
@@ -96,8 +96,8 @@ def resize_short_side(height: int, width: int, side: int) -> Geometry:
 def centre_crop_geometry(height: int, width: int, crop: int, short_side: int | None = None) -> Geometry:
     """The middle crop x crop pixels of the frame, or of the frame scaled to `short_side`.
 
-    Source: the offsets of torchvision's center_crop. Differs, here and below: the crop is taken from the unscaled frame,
-    at its nearest pixels, and scaled alone, so it can be half an unscaled pixel off.
+    Source: the offsets of torchvision's center_crop. Differs, here and below: the crop is taken from the unscaled
+    frame, at its nearest pixels, and scaled alone, so it can be half an unscaled pixel off.
     """
     width, height = scaled_size(width, height, short_side)
     _check_fits((crop, crop), height, width)
@@ -162,7 +162,7 @@ def draw_random_resized_crop(
 
 
 def multi_scale_offsets(height: int, width: int, crop: tuple[int, int], more: bool = True) -> list[tuple[int, int]]:
-    """(top, left) of TSN's fixed crops: the corners and the middle, with `more` also the edges' and quarters' middles."""
+    """(top, left) of TSN's fixed crops: corners and middle; with `more` also the middles of edges and of quarters."""
     down, right = (height - crop[0]) // 4, (width - crop[1]) // 4
     places = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
     if more:
@@ -183,15 +183,15 @@ def draw_multi_scale_crop(
     """A crop whose sides are `scales` of the frame's shorter one, at one of 13 (5) fixed places, scaled to `size`.
 
     max_distort: how many places apart in `scales` height and width may be. fixed_offsets=False: any place.
-    Source: Temporal Segment Networks (Wang et al., ECCV 2016), GroupMultiScaleCrop of the public code, where crops within
-    3 pixels of `size` take its size.
+    Source: Temporal Segment Networks (Wang et al., ECCV 2016), GroupMultiScaleCrop of the public code, where sides less
+    than 3 pixels from `size` take its length (here: unless the frame is shorter).
     """
     size = _pair(size)
-    sides = [int(min(height, width) * scale) for scale in scales]
+    sides = [max(1, int(min(height, width) * scale)) for scale in scales]
     highs, wides = ([want if abs(side - want) < 3 else side for side in sides] for want in size)
     crops = [(h, w) for i, h in enumerate(highs) for j, w in enumerate(wides) if abs(i - j) <= max_distort]
-    h, w = crop = crops[int(rng.integers(len(crops)))]
-    _check_fits(crop, height, width)
+    h, w = crops[int(rng.integers(len(crops)))]
+    crop = h, w = min(h, height), min(w, width)
     if fixed_offsets:
         offsets = multi_scale_offsets(height, width, crop, more_offsets)
         top, left = offsets[int(rng.integers(len(offsets)))]
@@ -230,8 +230,8 @@ def apply_geometry(
     """The clip with rgb, flow, depth, ir and boxes moved alike; other streams are handed through.
 
     rgb and ir are scaled with an antialiased bilinear filter, in uint8 where they are uint8. So is flow (float32, also
-    stacks u, v, u, v, ... in the channels), whose values are multiplied by the scale of their axis; a flip turns the sign
-    of u. Depth takes the nearest pixel: no depth is made up between an object and what is behind it.
+    stacks u, v, u, v, ... in the channels), whose values are multiplied by the scale of their axis; a flip turns the
+    sign of u. Depth takes the nearest pixel: no depth is made up between an object and what is behind it.
 
     sizes: stream -> (height, width) where one is to differ from the geometry's size.
     min_visible_share: boxes that keep less of their area are absent.
@@ -253,7 +253,7 @@ def apply_geometry(
 def _move(name: str, data: np.ndarray, geometry: Geometry, size: tuple[int, int] | None) -> np.ndarray:
     if name == "flow" and (data.dtype != np.float32 or data.shape[-1] % 2):
         raise ValueError(
-            f"flow is {data.dtype} {data.shape}; it must be float32 (T, H, W, 2), in pixels: quantise it after the transform"
+            f"flow is {data.dtype} {data.shape}; it must be float32 (T, H, W, 2), in pixels: transform, then quantise"
         )
     height, width = data.shape[1:3]
     left, top, right, bottom = geometry.region
@@ -299,10 +299,13 @@ def _tensor(data: np.ndarray) -> torch.Tensor:
 
 # Colour
 
-
 COLOUR_STEPS = (
     "brightness", "contrast", "saturation", "hue", "grey", "sharpness",
     "posterize", "solarize", "autocontrast", "equalize", "invert",
+)  # fmt: skip
+
+RAND_AUGMENT = (
+    "none", "brightness", "saturation", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
 
 
@@ -354,16 +357,15 @@ def draw_rand_augment(
 ) -> Photometric:
     """`num_ops` random colour changes of strength magnitude / (num_magnitudes - 1); "no change" is one of them.
 
-    Source: RandAugment (Cubuk et al., 2019) with torchvision's ranges. Differs: without shear, translation and rotation,
-    which would tear rgb away from flow, depth and boxes.
+    Source: RandAugment (Cubuk et al., 2019) with torchvision's ranges. Differs: without shear, translation and
+    rotation, which would tear rgb away from flow, depth and boxes.
     """
     if not 0 <= magnitude < num_magnitudes or num_magnitudes < 2:
         raise ValueError(f"magnitude is {magnitude}; it must be 0 to {num_magnitudes - 1} (num_magnitudes - 1)")
     share = magnitude / (num_magnitudes - 1)
-    names = ("none", "brightness", "saturation", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize")  # fmt: skip  # noqa: E501
     steps: list[tuple[str, float]] = []
     for _ in range(num_ops):
-        name = names[int(rng.integers(len(names)))]
+        name = RAND_AUGMENT[int(rng.integers(len(RAND_AUGMENT)))]
         sign = 1 if rng.random() < 0.5 else -1
         values = {"posterize": 8 - round(4 * share), "solarize": 255 * (1 - share), "autocontrast": 0, "equalize": 0}
         if name != "none":
