@@ -10,6 +10,7 @@ from typing import Any
 from ..backbones import Backbone
 from ..pipeline.features import Features
 from ..pipeline.inputs import find_videos
+from ..pipeline.sampling import LastClip
 from ..pipeline.types import BoxTracks
 from .engine import Engine, Failed, Finished, default_compute_threads
 from .runner import Runner
@@ -28,7 +29,7 @@ def extract_features(
     clip_stride: int | None = None,
     side: int | None = None,
     crop: int | None = None,
-    last_clip: str = "pad",
+    last_clip: LastClip = "pad",
     flow_method: str | None = None,
     flow_weights: str | None = None,
     audio_preset: str = "tbn",

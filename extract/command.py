@@ -128,9 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--processes", type=int, default=1, metavar="N", help="extracting processes, one per GPU (default: %(default)s)"
     )
-    run.add_argument(
-        "--overwrite", action="store_true", help="throw away what is in the output stores and do all again"
-    )
+    run.add_argument("--overwrite", action="store_true", help="throw away outputs that other options made")
     run.add_argument("--dry-run", action="store_true", help="print how many rows each video will give, and stop")
     run.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -165,9 +163,7 @@ def _fps(text: str | None) -> float | str | None:
 
 def _launch(processes: int) -> int:
     """This same call in `processes` processes, each with its share of the videos."""
-    words = [word for word in sys.argv[1:] if word != "--overwrite"]
-    if words and words[0] == "extract":
-        words = words[1:]
+    words = sys.argv[2:] if sys.argv[1:2] == ["extract"] else sys.argv[1:]
     children = []
     for rank in range(processes):
         environment = dict(

@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 
 from ..pipeline import VideoError, VideoReader, open_video
+from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
 from ..pipeline.types import BoxTracks
 from .plan import ClipPlan, Task
 
@@ -180,6 +181,12 @@ def centre_crop(picture: np.ndarray, side: int) -> np.ndarray:
     return picture[top : top + side, left : left + side]
 
 
+def _crop_region(height: int, width: int, side: int) -> tuple[float, float, float, float]:
+    """The middle square as x1 y1 x2 y2, shares of the frame; the same pixels as `centre_crop`."""
+    top, left = (height - side) // 2, (width - side) // 2
+    return left / width, top / height, (left + side) / width, (top + side) / height
+
+
 def decode_task(
     task: Task,
     plans: tuple[ClipPlan, ...],
@@ -243,19 +250,20 @@ def _decode_frames(
         if plans[index].stream == "flow" and not plans[index].flow_on_device
     }
 
+    tracks = {} if boxes is None else {i: limit_instances(boxes, plans[i].instances) for i in indices}
+    regions: dict[int, tuple[float, float, float, float]] = {}
+
     def send(index: int, rows: Iterator[ClipRow]) -> None:
         for row in rows:
-            if boxes is not None and plans[index].instances:
-                from ..pipeline.boxes import boxes_at
-
-                row = ClipRow(
-                    row.row, row.entries, row.start_seconds, row.stop_seconds,
-                    boxes_at(boxes, [entry.on_screen_seconds for entry in row.entries]),
-                )  # fmt: skip
+            if index in tracks and plans[index].instances:
+                shown = [entry.on_screen_seconds for entry in row.entries]
+                row = replace(row, boxes=crop_boxes(boxes_at(tracks[index], shown), regions[index]))
             emit(index, row)
 
     def take(index: int, frame: np.ndarray, start: float, end: float, shown: float) -> None:
         plan = plans[index]
+        if index not in regions:
+            regions[index] = _crop_region(frame.shape[0], frame.shape[1], plan.crop)
         if index in flows:
             for entry in flows[index].push(Entry(frame, start, end, shown)):
                 send(index, windows[index].push(entry))

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
@@ -66,7 +67,9 @@ class RowWriter(Protocol):
     def commit(
         self, start_seconds: np.ndarray, stop_seconds: np.ndarray, metadata: dict, extra: dict[str, np.ndarray]
     ) -> None: ...
-    def abort(self) -> None: ...
+    def close(self) -> None:
+        """Drop what is not committed."""
+        ...
 
 
 class Sink(Protocol):
@@ -96,14 +99,37 @@ class _FillingBatch:
     items: list[_BatchItem]
 
 
+class _RowNotes:
+    """What belongs to the rows of one output besides features, in arrays that grow: a few bytes a row."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def put(self, name: str, row: int, given: ArrayLike) -> None:
+        value = np.asarray(given)
+        array = self._arrays.get(name)
+        if array is None or row >= len(array):
+            grown = np.zeros((max(64, 2 * row), *value.shape), value.dtype)
+            if array is not None:
+                grown[: len(array)] = array
+            array = self._arrays[name] = grown
+        array[row] = value
+
+    def take(self, name: str, rows: int) -> np.ndarray:
+        return self._arrays[name][:rows]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+
 @dataclass
 class _Open:
     """A video on its way, as the writer thread sees it."""
 
     attempt: int
     writers: dict[tuple[int, str], RowWriter] = field(default_factory=dict)
-    notes: dict[int, dict[int, RowNote]] = field(default_factory=dict)
-    tops: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    notes: dict[int, _RowNotes] = field(default_factory=dict)
     outcome: Outcome | None = None
     failure: str = ""
 
@@ -348,7 +374,7 @@ class Engine:
         finally:
             for entry in open_keys.values():
                 for row_writer in entry.writers.values():
-                    row_writer.abort()
+                    row_writer.close()
 
     def _handle(self, message: tuple, open_keys: dict[str, _Open]) -> None:
         if message[0] == "rows":
@@ -367,7 +393,7 @@ class Engine:
             _, key, attempt = message
             dropped = open_keys.pop(key, None)
             for row_writer in dropped.writers.values() if dropped else ():
-                row_writer.abort()
+                row_writer.close()
             open_keys[key] = _Open(attempt + 1)
 
     def _take_rows(
@@ -382,23 +408,36 @@ class Engine:
         entry = _entry(open_keys, key, items[positions[0]].attempt)
         if entry is None:
             return
-        notes = entry.notes.setdefault(plan_index, {})
+        plan = self._plans[plan_index]
         for name, rows in outputs.items():
-            if name in ("top_scores", "top_classes"):
+            if name in ("top_scores", "top_classes") or entry.failure:
                 continue
             if not np.isfinite(rows[positions]).all():
-                entry.failure = f"{self._plans[plan_index].name}: the model gave NaN or infinite features"
+                entry.failure = f"{plan.name}: the model gave NaN or infinite features"
+                continue
             writer = entry.writers.get((plan_index, name))
             if writer is None:
-                plan_name = self._plans[plan_index].name
-                writer = entry.writers[plan_index, name] = self._sink.writer(key, plan_name, name, rows.shape[1:])
-            for first, last in _runs(positions, items):
-                writer.write(items[first].note.row, rows[first : last + 1])
+                writer = self._sink.writer(key, plan.name, name, rows.shape[1:])
+                entry.writers[plan_index, name] = writer
+            try:
+                for first, last in _runs(positions, items):
+                    writer.write(items[first].note.row, rows[first : last + 1])
+            except ValueError as error:  # a number that the store's dtype cannot hold
+                entry.failure = f"{plan.name}: {error}"
+        notes = entry.notes.setdefault(plan_index, _RowNotes())
+        notes.count += len(positions)
         for at in positions:
-            notes[items[at].note.row] = items[at].note
-            if "top_classes" in outputs:
-                tops = entry.tops.setdefault(plan_index, {})
-                tops[items[at].note.row] = (outputs["top_classes"][at], outputs["top_scores"][at])
+            note = items[at].note
+            notes.put("start_seconds", note.row, note.start_seconds)
+            notes.put("stop_seconds", note.row, note.stop_seconds)
+            if plan.stream == "audio":
+                notes.put("heard", note.row, note.heard)
+            if plan.instances:
+                present = np.zeros(plan.instances, bool) if note.boxes is None else note.boxes.present.any(0)
+                notes.put("present", note.row, present)
+            for name in ("top_classes", "top_scores"):
+                if name in outputs:
+                    notes.put(name, note.row, outputs[name][at])
         self._finish_if_complete(key, open_keys)
 
     def _finish_if_complete(self, key: str, open_keys: dict[str, _Open]) -> None:
@@ -408,25 +447,25 @@ class Engine:
             return
         if outcome.error:
             failure: Failed | None = Failed(key, "", outcome.stage, outcome.error)
-        elif any(len(entry.notes.get(plan, ())) < rows for plan, rows in outcome.rows.items()):
+        elif any(plan not in entry.notes or entry.notes[plan].count < rows for plan, rows in outcome.rows.items()):
             return
         else:
             failure = Failed(key, "", "model", entry.failure) if entry.failure else None
         del open_keys[key]
         if failure is not None:
             for row_writer in entry.writers.values():
-                row_writer.abort()
+                row_writer.close()
             self._events.put(failure)
             return
         predictions: dict[str, list[tuple[int, float]]] = {}
         for (plan_index, output), row_writer in entry.writers.items():
-            notes = [entry.notes[plan_index][row] for row in range(outcome.rows[plan_index])]
-            metadata = {"key": key, "decoder": outcome.decoder, "damage": outcome.notes}
-            extra = _extra(self._plans[plan_index], notes, entry.tops.get(plan_index), output)
+            notes, count = entry.notes[plan_index], outcome.rows[plan_index]
+            along = ("present",) if output == "roi" else ("heard", "top_classes", "top_scores")
+            extra = {name: notes.take(name, count) for name in along if name in notes}
             row_writer.commit(
-                np.array([note.start_seconds for note in notes]),
-                np.array([note.stop_seconds for note in notes]),
-                metadata,
+                notes.take("start_seconds", count),
+                notes.take("stop_seconds", count),
+                {"decoder": outcome.decoder, "damage": outcome.notes},
                 extra,
             )
             if "top_classes" in extra:
@@ -483,22 +522,6 @@ def _box_arrays(plan: ClipPlan, items: list[_BatchItem], size: int) -> tuple[np.
         if tracks is not None:
             boxes[at], present[at] = tracks.boxes, tracks.present
     return boxes, present
-
-
-def _extra(
-    plan: ClipPlan, notes: list[RowNote], tops: dict[int, tuple[np.ndarray, np.ndarray]] | None, output: str
-) -> dict[str, np.ndarray]:
-    """Arrays that go along with the features: what was heard, who was in the boxes, what was recognised."""
-    extra: dict[str, np.ndarray] = {}
-    if plan.stream == "audio":
-        extra["heard"] = np.array([note.heard for note in notes])
-    if output == "roi":
-        empty = np.zeros(plan.instances, bool)
-        extra["present"] = np.stack([empty if n.boxes is None else n.boxes.present.any(0) for n in notes])
-    if tops and output == "features":
-        extra["top_classes"] = np.stack([tops[row][0] for row in range(len(notes))]).astype(np.int64)
-        extra["top_scores"] = np.stack([tops[row][1] for row in range(len(notes))]).astype(np.float32)
-    return extra
 
 
 def _video_prediction(classes: np.ndarray, scores: np.ndarray) -> list[tuple[int, float]]:

@@ -16,8 +16,8 @@ class ClipPlan:
     """How clips are cut from a video for one backbone and one stream. Picklable, no torch.
 
     A video becomes a row of entries (frames, flow stacks or spectrograms) at `fps` a second (None: every frame); clip i
-    is the `frames` entries from `i * stride` on. The last clip repeats its last entry where the video ends ("pad") or is
-    left out ("drop"); a video shorter than one clip always gives one, padded.
+    is the `frames` entries from `i * stride` on. The last clip repeats its last entry where the video ends ("pad") or
+    is left out ("drop"); a video shorter than one clip always gives one, padded.
 
     name: name of the output folder. instances: box slots per clip, 0 without boxes.
     flow_on_device: the clip carries RGB frames (frames + flow_stack of them) and flow is computed where the model runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
@@ -51,7 +52,7 @@ class Job:
         self._runners, self._recipes = build_runners(self._settings)
         if self._boxes is not None:
             for recipe in self._recipes:
-                recipe["identity"]["boxes_sha256"] = _file_hash(args.boxes)
+                recipe["identity"]["boxes_sha256"] = _file_hash(str(args.boxes))
         self._labels = _labels(args, self._runners)
 
     def open_stores(self) -> StoreSink:
@@ -96,11 +97,6 @@ class Job:
         """Extract this process's share, then help with the others'."""
         args = self._args
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        if args.overwrite and world > 1:
-            raise ValueError(
-                "--overwrite cannot be done by several launched processes at once; "
-                "use --processes N, or remove the folder first"
-            )
         sink = self.open_stores()
         failures = FailureList(args.out)
         ordered = _own_share_first(self._videos, rank, world)
@@ -215,8 +211,6 @@ def _labels(args: argparse.Namespace, runners: list[Runner]) -> dict[str, tuple[
     return labels
 
 
-def _file_hash(path: os.PathLike) -> str:
-    import hashlib
-
+def _file_hash(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

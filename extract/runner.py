@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class Runner:
                     for name, value in rows.items()}  # fmt: skip
 
     def _rows(self, clips: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        taken: list[Tensor] = []
+        taken: list[Any] = []
         hook = None
         if self._tapped is not None:
             hook = self._tapped.register_forward_hook(lambda _module, _inputs, output: taken.append(output))

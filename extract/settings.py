@@ -16,11 +16,13 @@ import torch
 
 from ..backbones import Backbone, create_backbone
 from ..pipeline.flow import FlowComputer
+from ..pipeline.sampling import LastClip
 from .plan import ClipPlan
 from .runner import Runner
 
 DEFAULT_BACKBONE = "tsn:tf_efficientnet_lite0"
 BUNDLED = {DEFAULT_BACKBONE}
+WORDS = ("auto", "bundled", "pretrained", "random")
 STREAMS = ("rgb", "flow", "audio")
 
 
@@ -43,7 +45,7 @@ class Settings:
     clip_stride: int | None = None
     side: int | None = None
     crop: int | None = None
-    last_clip: str = "pad"
+    last_clip: LastClip = "pad"
     flow_method: str | None = None
     flow_weights: str | None = None
     flow_stack: int | None = None
@@ -170,6 +172,8 @@ def wrap(
 ) -> tuple[Runner, dict[str, Any]]:
     """Runner and recipe of one backbone that is already built."""
     plan = make_plan(settings, backbone, name, device)
+    # A classifier that learned from rgb says nothing about flow or sound, though its weights were adapted to them.
+    top = settings.top if plan.stream == "rgb" or weights not in WORDS else 0
     flow = None
     if plan.flow_on_device:
         flow = FlowComputer(
@@ -182,7 +186,7 @@ def wrap(
         precision=settings.precision,  # pyright: ignore[reportArgumentType]
         pool=settings.pool,  # pyright: ignore[reportArgumentType]
         layer=settings.layer,
-        top=settings.top,
+        top=top,
         roi=plan.instances > 0,
         flow=flow,
     )
@@ -199,7 +203,7 @@ def wrap(
         "features": {
             "pool": settings.pool,
             "layer": settings.layer,
-            "top": settings.top,
+            "top": top,
             "precision": settings.precision,
         },
     }
@@ -207,7 +211,7 @@ def wrap(
 
 
 def _source_name(weights: str) -> str:
-    return Path(weights).name if weights not in ("auto", "random", "bundled", "pretrained") else weights
+    return weights if weights in WORDS else Path(weights).name
 
 
 def hash_weights(module: torch.nn.Module) -> str:

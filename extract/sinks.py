@@ -17,24 +17,6 @@ from .claims import Claim, claim
 from .engine import RowWriter
 
 
-class _StoreWriter:
-    """A FeatureStore writer that is ended by commit or abort instead of a `with` block."""
-
-    def __init__(self, store: FeatureStore, key: str, row_shape: tuple[int, ...]) -> None:
-        self._context = store.writer(key, row_shape)
-        self._writer = self._context.__enter__()
-
-    def write(self, first_row: int, rows: np.ndarray) -> None:
-        self._writer.write(first_row, rows)
-
-    def commit(self, start_seconds: np.ndarray, stop_seconds: np.ndarray, metadata: dict, extra: dict) -> None:
-        self._writer.commit(start_seconds, stop_seconds, metadata, extra=extra)
-        self._context.__exit__(None, None, None)
-
-    def abort(self) -> None:
-        self._context.__exit__(None, None, None)
-
-
 class StoreSink:
     """One FeatureStore per output under `folder`: `folder/<plan>/<key>.npz`, RoI features in `folder/<plan>-roi/`."""
 
@@ -75,7 +57,7 @@ class StoreSink:
         return missing
 
     def writer(self, key: str, plan: str, output: str, row_shape: tuple[int, ...]) -> RowWriter:
-        return _StoreWriter(self._stores[plan, output], key, row_shape)
+        return self._stores[plan, output].writer(key, row_shape=row_shape)
 
     def end(self, key: str) -> None:
         held = self._claims.pop(key, None)
@@ -121,7 +103,7 @@ class _MemoryWriter:
         rows = self._rows[: len(start_seconds)]
         self._place[self._name] = Features(rows, start_seconds, stop_seconds, metadata, extra)
 
-    def abort(self) -> None:
+    def close(self) -> None:
         return None
 
 
