@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .._registry import Registry
+from actionfuse._registry import Registry
 
 Stream = Literal["rgb", "flow", "audio", "depth", "ir", "rgbd"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
