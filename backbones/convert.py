@@ -1,0 +1,217 @@
+"""Checkpoints into backbones: published layouts are recognised by their keys, and loading is strict.
+
+Nothing in a file is ever run: tensors are read with `torch.load(weights_only=True)`, safetensors or, for Caffe2's
+pickles, an unpickler that knows arrays only.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .caffe2 import read_caffe2
+from .contract import Backbone, Layout
+from .first_layer import adapt_state
+
+B = TypeVar("B", bound=Backbone)
+
+# Where trainers keep the network inside the file.
+WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
+# Put before every key by DistributedDataParallel and torch.compile.
+PREFIXES = ("module.", "_orig_mod.")
+# Constants of the architecture or mere counters: the module has its own, a file need not.
+CONSTANTS = ("relative_position_index",)
+COUNTERS = ("num_batches_tracked",)
+# Numbers beside the weights (best accuracy and the like); rebuilding them runs nothing else.
+_HARMLESS = [Namespace, np.dtype, np.ndarray, np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+_HARMLESS += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint file by name: out of its wrappers, without the prefixes that trainers add.
+
+    path: safetensors, torch.save (zip or older) or Caffe2 pickle. Omnivore's two parts become `trunk.` and `heads.`.
+    Raises ValueError where there is no such file, or it holds no tensors, or could only be read by running its code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no weights file {path}")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        try:
+            return _plain(load_file(path))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    # torch's older format starts with a pickled magic number, 0x1950a86a20f9469cfc6c
+    if not start.startswith(b"PK") and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start:
+        return _plain(read_caffe2(path))
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and numbers, and reading that would run code from the file. Where you "
+            "trust it, save its tensors alone, torch.save(state_dict, path), and give that file. "
+            + str(error).splitlines()[0]
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is no whole torch checkpoint: {error}") from error
+    return unwrap(content, what=str(path))
+
+
+def unwrap(content: object, *, what: str) -> dict[str, Tensor]:
+    """The network's tensors out of what a trainer saved: {'state_dict': ...}, {'trunk': ..., 'heads': ...}."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = dict(_flatten(content)) if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"{what} holds no named tensors; the weights of a network are a dictionary of them")
+    return _plain(tensors)
+
+
+def _flatten(content: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and key in ("trunk", "heads"):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    plain = {}
+    for key, tensor in state.items():
+        while key.startswith(PREFIXES):
+            key = key.partition(".")[2]
+        plain[key] = tensor
+    return plain
+
+
+def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 0) -> B:
+    """Load a checkpoint file, published or our own, into `backbone` in place, and its preprocessing into `input_spec`.
+
+    weights: path; None leaves the random ones.
+    num_classes: 0 takes the file's classifier, if it has one. Another number than the file's leaves that out and keeps
+        a random one of this width.
+
+    A file of an rgb network goes into a backbone for flow, audio, depth or ir by the mean of its first layer; that
+    stream's own normalisation then stays. Raises ValueError for an unknown layout and for keys that are missing, left
+    over or of another shape.
+    """
+    if weights is None:
+        return backbone
+    if str(weights) in ("pretrained", "bundled"):
+        raise ValueError(f"{type(backbone).__name__} has no {weights} weights; give the path of a checkpoint")
+    from .own import read_own  # own.py reads with this module
+
+    own = read_own(weights)
+    if own is not None:
+        state, header = own
+        install(backbone, state, num_classes=num_classes, what=f"{weights} (our own, of {header.name})")
+        if header.input_spec.stream == backbone.input_spec.stream:
+            backbone.input_spec = header.input_spec
+        if header.num_classes == backbone.num_classes:
+            backbone.class_names = header.class_names
+        return backbone
+    state = read_checkpoint(weights)
+    layout = recognise(state, backbone.layouts, what=str(weights))
+    averaged = install(backbone, layout.convert(state), num_classes=num_classes, what=f"{weights} ({layout.name})")
+    if backbone.input_spec.stream in ("rgb", "rgbd") and not averaged:
+        backbone.input_spec = replace(backbone.input_spec, **layout.spec)  # pyright: ignore[reportArgumentType]
+    return backbone
+
+
+def published(layout: Layout) -> Layout:
+    """Remember a layout, so that a file given to the wrong backbone is still called by its name."""
+    _PUBLISHED.append(layout)
+    return layout
+
+
+_PUBLISHED: list[Layout] = []
+
+
+def recognise(state: Mapping[str, Tensor], layouts: Iterable[Layout], *, what: str) -> Layout:
+    """The first of `layouts` that knows these keys. ValueError where none does: it names those there are."""
+    layouts = tuple(layouts)
+    for layout in layouts:
+        if layout.recognises(state):
+            return layout
+    known = "; ".join(layout.name for layout in layouts) or "none but our own"
+    other = next((layout.name for layout in _PUBLISHED if layout.recognises(state)), None)
+    guess = f"It looks like a file of {other}. " if other else ""
+    raise ValueError(
+        f"{what}: this backbone does not know the layout of these weights. {guess}It takes {known}, or a file that "
+        f"save_backbone wrote. The file's {len(state)} keys begin with {', '.join(list(state)[:5])}"
+    )
+
+
+def install(backbone: Backbone, state: Mapping[str, Tensor], *, num_classes: int = 0, what: str) -> bool:
+    """Put converted weights in: the classifier by `num_classes` (see load_weights), the first layer averaged if needed.
+
+    Returns whether the first layer was averaged over the channels. Raises ValueError as load_state does.
+    """
+    state = dict(state)
+    key = backbone.classifier_weight
+    classifier = key.rpartition(".")[0] + "."
+    optional: tuple[str, ...] = ()
+    if key in state and num_classes in (0, len(state[key])):
+        if backbone.num_classes != len(state[key]):
+            backbone.reset_classifier(len(state[key]))
+    elif key:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
+        optional = (classifier,)
+    adapted = adapt_state(backbone, state)
+    load_state(backbone, adapted, what=what, optional=optional)
+    return any(tensor.shape != state[name].shape for name, tensor in adapted.items())
+
+
+def load_state(backbone: Backbone, state: Mapping[str, Tensor], *, what: str, optional: tuple[str, ...] = ()) -> None:
+    """Strict load. Counters of batch norm and constant position indices may be missing, and the latter are never taken.
+
+    what: the file's name for the error. optional: beginnings of keys that need not be in `state`.
+    Raises ValueError that lists keys (20 of each kind) that are missing, left over or of another shape.
+    """
+    own = backbone.state_dict()
+    state = {key: tensor for key, tensor in state.items() if not (key in own and key.endswith(CONSTANTS))}
+    free = tuple(key for key in own if key.endswith(CONSTANTS + COUNTERS) or key.startswith(optional or ("\0",)))
+    missing = [key for key in own if key not in state and key not in free]
+    left_over = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(tensor.shape)}, wanted {tuple(own[key].shape)}"
+        for key, tensor in state.items()
+        if key in own and tensor.shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {kind}: {', '.join(keys[:20])}{', ...' if len(keys) > 20 else ''}"
+        for keys, kind in ((missing, "missing"), (left_over, "left over"), (shapes, "of another shape"))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"{what} does not fit {type(backbone).__name__} ({len(own)} keys). Keys " + "; ".join(problems)
+        )
+    backbone.load_state_dict({**own, **state})
+
+
+def rename(state: Mapping[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
+    """Keys by the first of `rules` (pattern of the whole key, replacement) that matches; others stay as they are."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    renamed = {}
+    for key, tensor in state.items():
+        match = next(((m, new) for rule, new in compiled if (m := rule.fullmatch(key))), None)
+        renamed[match[0].expand(match[1]) if match else key] = tensor
+    return renamed
