@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
+
 from .types import Frames
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec", "frame_folder")
@@ -51,13 +53,23 @@ class VideoReader(ABC):
     """Reads one video. Every decoder answers alike: same frames, same times, RGB, display rotation applied.
 
     A reader is a context manager and it pickles: the copy opens the file anew, so it can be sent to worker processes.
+    Used after a fork, it opens the file anew as well.
     `short_side` scales the frame so that its shorter side has that many pixels (both sides rounded to whole pixels,
-    the longer one by `scaled_size`); None keeps the size.
+    the longer one by `scaled_size`); None keeps the size. A video whose size changes is scaled to its first size.
+
+    decoder: the name of what reads the file; with `auto` the one that was picked, and after a fall-back the one in use.
+    damage: what of the file could not be read, in words; grows while reading. What can be read is given, with frames
+        missing or blemished near the damage; a file without a single frame to show raises VideoError.
+    slack_seconds: a frame counts as on screen from this long before its time stamp (at most half a tick of the
+        container's clock and at most 0.5 ms). Containers round time stamps, so the frame k of a 30 fps video may be
+        stamped just after k / 30; with the slack the times k / fps show the frames k.
     """
 
     path: str
     decoder: str
     info: VideoInfo
+    damage: list[str]
+    slack_seconds: float = 0.0
 
     @abstractmethod
     def select(
@@ -65,22 +77,38 @@ class VideoReader(ABC):
     ) -> Iterator[tuple[Frames, ...]]:
         """One decode pass: the frame on screen at each of the ascending times, until the times or the video end.
 
-        Yields tuples with one Frames per entry of `short_sides`, all of the same up to `batch` times. `seconds` may be
-        endless (`itertools.count`): times at or after the end of the last frame end the iteration. `seconds` times before
-        the first frame show the first frame. The pts_seconds are those of the frames shown.
+        Yields tuples with one Frames per entry of `short_sides`, all of the same up to `batch` times (fewer where that
+        many large frames would take more than 128 MiB). `seconds` may be endless (`itertools.count`) and is read one
+        time ahead: times at or after the end of the last frame end the iteration. `seconds` times before the first
+        frame show the first frame. The pts_seconds are those of the frames shown. Where the distance to the next time
+        is longer than a group of pictures, the frames between are not decoded.
 
-        Raises: ValueError where times descend; VideoError where the file breaks (after what could be read was yielded).
+        Raises: ValueError where times descend; VideoError where not a single frame can be read (see `damage`).
         """
 
-    @abstractmethod
-    def frames_at(
-        self, seconds: Sequence[float], short_side: int | None = None, outside: str = "error"
-    ) -> Frames:
+    def frames_at(self, seconds: Sequence[float], short_side: int | None = None, outside: str = "error") -> Frames:
         """The frame on screen at each time: any order, repeats allowed, found by seeking.
 
+        Times are sorted, so that each group of pictures is decoded once at most.
         outside: "error" raises a ValueError for a time before the first frame or at or after the end of the last one
             (half a frame of slack at the start, for time stamps that were rounded); "clamp" shows the nearest frame.
+        Raises: VideoError where damage leaves no frame to show.
         """
+        times = check_times(self, seconds, outside)
+        if not len(times):
+            width, height = scaled_size(self.info.width, self.info.height, short_side)
+            return Frames(np.zeros((0, height, width, 3), np.uint8), np.zeros(0))
+        ascending, rows = np.unique(times, return_inverse=True)
+        found = [frames for (frames,) in self.select(ascending.tolist(), (short_side,))]
+        if not found:
+            raise VideoError(f"{self.path}: no frame can be decoded: {'; '.join(self.damage)}")
+        # Damage may end the file before its promised end: the last frame that decodes stands for the rest.
+        rows = np.minimum(rows, sum(map(len, found)) - 1)
+        if len(found) == 1:
+            frames = found[0]
+            return frames if np.array_equal(rows, np.arange(len(frames))) else frames[rows]
+        pts = np.concatenate([frames.pts_seconds for frames in found])[rows]
+        return Frames(np.concatenate([frames.data for frames in found])[rows], pts)
 
     @abstractmethod
     def close(self) -> None: ...
@@ -89,7 +117,10 @@ class VideoReader(ABC):
     def all_frames(
         self, short_sides: Sequence[int | None] = (None,), start_seconds: float = 0.0, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
-        """Every frame that is on screen at or after `start_seconds`, each once, in one decode pass."""
+        """Every frame that is on screen at or after `start_seconds`, each once, in one decode pass.
+
+        Batches and errors are those of `select`.
+        """
 
     def stream(
         self,
@@ -137,6 +168,30 @@ def _grid(first_seconds: float, fps: float, stop_seconds: float) -> Iterator[flo
         yield time
 
 
+def check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1 frame")
+
+
+def check_times(reader: VideoReader, seconds: Sequence[float], outside: str) -> np.ndarray:
+    """float64 (N,) times that all have a frame on screen, as `VideoReader.frames_at` defines it."""
+    info = reader.info
+    if outside not in ("error", "clamp"):
+        raise ValueError(f"outside is {outside!r}; it must be 'error' or 'clamp'")
+    times = np.asarray(seconds, np.float64).reshape(-1)
+    if not np.isfinite(times).all():
+        raise ValueError(f"{reader.path}: times must be finite numbers of seconds")
+    slack = 0.5 / info.average_fps if info.average_fps > 0 else 0.0
+    wrong = (times < info.start_seconds - slack) | (times >= info.stop_seconds)
+    if outside == "error" and wrong.any():
+        raise ValueError(
+            f"{reader.path}: no frame is on screen at {times[wrong][0]:.6f} s; the video shows frames in "
+            f'[{info.start_seconds:.6f}, {info.stop_seconds:.6f}) s. Ask inside it, or pass outside="clamp"'
+        )
+    last = max(info.start_seconds, info.stop_seconds - 2 * reader.slack_seconds - 1e-9)
+    return np.clip(times, info.start_seconds, last)
+
+
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     """(width, height) scaled so that the shorter side is `short_side`; the longer is rounded to the nearest pixel."""
     if short_side is None or min(width, height) == short_side:
@@ -148,8 +203,15 @@ def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, i
     return max(1, int(width * short_side / height + 0.5)), short_side
 
 
-def open_video(path: str | Path, decoder: str = "auto") -> VideoReader:
-    """Open a video file, a folder of frames or a tar of frames. See pipeline/decoders for what `auto` picks and why."""
+def open_video(path: str | Path, decoder: str = "auto", *, threads: int = 0, frame_fps: float = 30.0) -> VideoReader:
+    """Open a video file, a folder of frames or a tar of frames. See pipeline/decoders for what `auto` picks and why.
+
+    decoder: "auto", "decord", "pyav", "torchcodec" or "frame_folder".
+    threads: decoding threads; 0 = one per core. With many readers at work (one per process, say) 1 is fastest.
+    frame_fps: how fast the numbers of frames run, for folders and tars of frames.
+    Raises: VideoError where there is nothing to show, with the reason; ValueError for an unknown decoder, and for one
+        that would read this file wrong.
+    """
     from .decoders import open_with
 
-    return open_with(str(path), decoder)
+    return open_with(str(path), decoder, threads=threads, frame_fps=frame_fps)

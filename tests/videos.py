@@ -1,8 +1,8 @@
 """Small video files made on the spot: frame *i* encodes *i* in its pixels, in ordinary and in troublesome files.
 
 `write_counting_video` writes one; `read_code` reads the number back from decoded RGB, also after scaling and lossy
-coding. `make(kind, folder)` writes one of `GOOD` (must be read right) or `BROKEN` (must be refused with a reason) and says
-what a right reader finds in it. No file comes from elsewhere.
+coding. `make(kind, folder)` writes one of `GOOD` (must be read right) or `DAMAGED` and says what a right reader finds in
+it; `make_broken` writes one of `BROKEN`, which must be refused with a reason. No file comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def _colour(name: str, matrix: str, full_range: bool, tagged: bool = True) -> Ca
 
 
 def _damaged_middle(folder: Path) -> Made:
-    """Noise over a fiftieth of the stream in the middle. Frames around it may be lost or wrong; the others must be right.
+    """Noise over three packets in the middle. Frames around them may be lost or wrong; the others must be right.
 
     `numbers` lists those that any reader that goes on must show: all before the damage and all from two groups of
     pictures after it.

@@ -1,0 +1,109 @@
+"""Decoded frames to RGB rows of a numpy array, at the size asked for.
+
+Pixels are those of FFmpeg's own `scale` filter with `flags=bilinear` (when shrinking, its kernel covers all pixels that
+fall into one, as "bilinear with antialias" elsewhere), bit for bit: decord and torchcodec use the same filter, so all
+decoders give equal pictures. Colour matrix and range are those of the stream's tags; BT.601 limited where it has none.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from ..types import Frames
+from ..video import VideoInfo, scaled_size
+
+MAX_BATCH_BYTES = 128 << 20
+# Where size and pixels let FFmpeg convert without scaling, the plain converter gives the filter's pixels for less.
+_UNSCALED = ("yuv420p", "yuvj420p")
+
+
+class Scaler:
+    """Writes frames of one video as (height, width, 3) RGB, display rotation applied; size changes are scaled away."""
+
+    def __init__(self, info: VideoInfo, short_side: int | None) -> None:
+        self.width, self.height = scaled_size(info.width, info.height, short_side)
+        self._quarter_turns = info.rotation_degrees // 90
+        turned = self._quarter_turns % 2
+        self._stored = (self.height, self.width) if turned else (self.width, self.height)
+        self._shape: tuple | None = None
+        self._graph: Graph | None = None
+        self._reformatter: VideoReformatter | None = None
+
+    def write(self, frame: av.VideoFrame, row: np.ndarray) -> None:
+        """row: uint8 (height, width, 3), filled with the frame."""
+        shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if shape != self._shape:
+            self._configure(*shape)
+            self._shape = shape
+        width, height = self._stored
+        if self._graph is not None:
+            self._graph.push(frame)
+            picture = self._graph.pull()
+        else:
+            assert self._reformatter is not None
+            picture = self._reformatter.reformat(
+                frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1
+            )
+        plane = picture.planes[0]
+        pixels = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)  # type: ignore[arg-type]
+        pixels = pixels[:, : width * 3].reshape(height, width, 3)
+        row[...] = np.rot90(pixels, self._quarter_turns) if self._quarter_turns else pixels
+
+    def _configure(self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int) -> None:
+        self._graph = self._reformatter = None
+        even = width % 2 == 0 and height % 2 == 0
+        if (width, height) == self._stored and pixel_format in _UNSCALED and even:
+            self._reformatter = VideoReformatter()
+            return
+        graph = Graph()
+        graph.threads = 1
+        source = graph.add(
+            "buffer",
+            f"video_size={width}x{height}:pix_fmt={pixel_format}:time_base=1/1000:pixel_aspect=1/1"
+            f":colorspace={colorspace}:range={color_range}",
+        )
+        # The positions are the filter's defaults, written out: tags that other decoders overlook must not move colours.
+        scale = graph.add("scale", f"{self._stored[0]}:{self._stored[1]}:flags=bilinear:in_v_chr_pos=128:threads=1")
+        graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        self._graph = graph
+
+
+class Batch:
+    """Collects shown frames at several sizes and hands them over as one `Frames` per size."""
+
+    def __init__(self, scalers: list[Scaler], size: int) -> None:
+        self._scalers = scalers
+        bytes_per_row = sum(s.width * s.height * 3 for s in scalers)
+        # A bound on memory for large pictures: batches may be smaller than asked for, never larger.
+        self._rows = max(1, min(size, MAX_BATCH_BYTES // max(1, bytes_per_row)))
+        self._data: list[np.ndarray] = []
+        self._times: list[float] = []
+        self._last: av.VideoFrame | None = None
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    @property
+    def full(self) -> bool:
+        return len(self._times) >= self._rows
+
+    def add(self, pts_seconds: float, frame: av.VideoFrame) -> None:
+        if not self._times:
+            self._data = [np.empty((self._rows, s.height, s.width, 3), np.uint8) for s in self._scalers]
+        k = len(self._times)
+        for scaler, data in zip(self._scalers, self._data, strict=True):
+            if k and frame is self._last:
+                data[k] = data[k - 1]
+            else:
+                scaler.write(frame, data[k])
+        self._times.append(pts_seconds)
+        self._last = frame
+
+    def take(self) -> tuple[Frames, ...]:
+        times = np.array(self._times, np.float64)
+        given = tuple(Frames(data[: len(times)], times) for data in self._data)
+        self._data, self._times, self._last = [], [], None
+        return given
