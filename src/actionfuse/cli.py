@@ -22,6 +22,7 @@ COMMANDS = {
     "flow": ("actionfuse.pipeline.flow_command", "write optical flow of videos as video, jpg pairs or a preview"),
     "extract": ("actionfuse.extract.command", "features of raw videos"),
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
+    "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }
 
 # What the caller named is not there, or is of the wrong kind: a wrong call, like a ValueError.
