@@ -1,10 +1,11 @@
 """Sound by seconds: any container through FFmpeg (PyAV), mono, resampled, on an exact grid of samples.
 
 Sample n of a request at rate r is the sound at n / r seconds, whatever was asked before and wherever the file was
-entered: read_audio, stream_audio and SpectrogramStream give the same samples for the same times. Seconds are the
-stream's own time stamps, the clock of the pictures; only in files without video is 0 the first sample. Mono is the mean
-of the channels; resampling is FFmpeg's swresample, without delay. Decoder delay that the container declares (AAC, Opus,
-MP3 priming) is taken off; where it declares none (AVI, raw ADTS, MPEG-TS) it stays: 1024 samples for FFmpeg's AAC.
+entered: read_audio, stream_audio and SpectrogramStream give the same samples for the same times (but for the noise that
+AAC and AC-3 decoders make up themselves). Seconds are the stream's own time stamps, the clock of the pictures; only in
+files without video is 0 the first sample. Mono is the mean of the channels; resampling is FFmpeg's swresample, without
+delay. Decoder delay that the container declares (AAC, Opus, MP3 priming) is taken off; where it declares none (AVI, raw
+ADTS, MPEG-TS) it stays: 1024 samples for FFmpeg's AAC.
 """
 
 from __future__ import annotations
@@ -158,13 +159,24 @@ class AudioReader:
         if not self.has_sound:
             return
         run: _Run | None = None
-        for rate_in, index, samples in self._decoded(first / rate):
-            jitter = max(_JITTER_SECONDS, 1.5 * float(self._time_base)) * rate_in
-            if run is None or run.rate_in != rate_in or abs(index - run.end) > jitter:
+        jitter = max(_JITTER_SECONDS, 1.5 * float(self._time_base))
+        frames = self._decoded(first / rate)
+        frame = next(frames, None)
+        while frame is not None:
+            following = next(frames, None)
+            rate_in, index, samples = frame
+            if run is not None and run.rate_in == rate_in and abs(index - run.end) > jitter * rate_in:
+                # A time stamp that the one after it does not confirm is an error (Vorbis in Ogg where blocks change
+                # their length), not a gap.
+                after = run.end + len(samples)
+                if following is not None and abs(following[1] - after) <= jitter * rate_in:
+                    index = run.end
+            if run is None or run.rate_in != rate_in or abs(index - run.end) > jitter * rate_in:
                 if run is not None:
                     yield from run.finish()
                 run = _Run(rate_in, rate, index)
             yield from run.push(samples)
+            frame = following
         if run is not None:
             yield from run.finish()
 
@@ -315,6 +327,7 @@ class _Run:
         self._place = begin // self._per_in * self._per_out
         self._valid_from = self._grid(begin)
         self._waiting: list[np.ndarray] = []
+        self._waiting_samples = 0
         self._resampler = None
         if rate_in != rate_out:
             self._resampler = av.AudioResampler("fltp", "mono", rate_out)
@@ -323,7 +336,8 @@ class _Run:
     def push(self, samples: np.ndarray) -> Iterator[Piece]:
         self.end += len(samples)
         self._waiting.append(samples)
-        if sum(map(len, self._waiting)) >= _BLOCK:
+        self._waiting_samples += len(samples)
+        if self._waiting_samples >= _BLOCK:  # far larger than a frame: the resampler costs the same a call
             yield from self._flush()
 
     def finish(self) -> Iterator[Piece]:
@@ -338,6 +352,7 @@ class _Run:
     def _flush(self) -> Iterator[Piece]:
         samples = np.concatenate(self._waiting) if self._waiting else np.zeros(0, np.float32)
         self._waiting.clear()
+        self._waiting_samples = 0
         if self._resampler is None:
             place, self._place = self._place, self._place + len(samples)
             if len(samples):
@@ -419,7 +434,7 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
         data = (data.astype(np.float32) - 128) / 128
     elif data.dtype.kind == "i":
         data = data.astype(np.float32) * np.float32(2.0 ** (1 - 8 * data.dtype.itemsize))
-    return (data[0] if len(data) == 1 else data.mean(axis=0)).astype(np.float32, copy=False)
+    return (data[0] if len(data) == 1 else np.add.reduce(data) / len(data)).astype(np.float32, copy=False)
 
 
 def _grid_interval(start_seconds: float, stop_seconds: float, rate: int) -> tuple[int, int]:
