@@ -1,6 +1,7 @@
 """What the pipeline hands over: small frozen data classes that check themselves and print shapes, not pixels.
 
-Arrays are numpy: decoding processes then start without torch. Seconds (float64) are the only clock; intervals are half open.
+Arrays are numpy: decoding processes then start without torch. Seconds (float64) are the only clock; intervals are half
+open.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Waveform:
 
     def __repr__(self) -> str:
         heard = f"{int(self.valid.sum())} of {len(self)} samples heard"
-        return f"Waveform({self.duration_seconds:.3f} s from {self.start_seconds:.3f} s at {self.sample_rate_hz} Hz, {heard})"
+        span = f"{self.duration_seconds:.3f} s from {self.start_seconds:.3f} s"
+        return f"Waveform({span} at {self.sample_rate_hz} Hz, {heard})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,7 +108,9 @@ class BoxTracks:
         if self.seconds.dtype != np.float64 or self.seconds.shape != self.boxes.shape[:1]:
             raise ValueError(f"BoxTracks.seconds is {_shape(self.seconds)}; it must be float64 ({len(self.boxes)},)")
         if self.categories.dtype != np.int64 or self.categories.shape != self.boxes.shape[1:2]:
-            raise ValueError(f"BoxTracks.categories is {_shape(self.categories)}; must be int64 ({self.boxes.shape[1]},)")
+            raise ValueError(
+                f"BoxTracks.categories is {_shape(self.categories)}; must be int64 ({self.boxes.shape[1]},)"
+            )
         if self.track_ids and len(self.track_ids) != self.boxes.shape[1]:
             raise ValueError(f"BoxTracks.track_ids has {len(self.track_ids)} names for {self.boxes.shape[1]} instances")
 
@@ -139,7 +143,9 @@ class Clip:
                 raise ValueError(f"Clip stream {name!r} is {_shape(data)}; it must be (T, H, W, C)")
         for name, mask in self.masks.items():
             if name not in self.streams or mask.dtype != np.bool_ or mask.shape != self.streams[name].shape[:1]:
-                raise ValueError(f"Clip mask {name!r} is {_shape(mask)}; it must be bool (T,) of a stream that is there")
+                raise ValueError(
+                    f"Clip mask {name!r} is {_shape(mask)}; it must be bool (T,) of a stream that is there"
+                )
         if not self.stop_seconds >= self.start_seconds:
             raise ValueError(f"Clip interval [{self.start_seconds}, {self.stop_seconds}) ends before it starts")
 
