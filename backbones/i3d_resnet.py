@@ -159,7 +159,6 @@ class I3DResNet(Backbone):
 
     feature_dim = 2048
     classifier_weight = "head.weight"
-    min_size = (8, 32, 32)
 
     def __init__(
         self,
@@ -175,6 +174,7 @@ class I3DResNet(Backbone):
         super().__init__()
         self.input_spec, self.shape, self.layouts = spec, shape, layouts
         conv1_stride, pool1_stride = shape.stem_strides
+        self.min_size = (2 * conv1_stride * pool1_stride, 32, 32)
         self.stem = ConvNorm(spec.channels, 64, (5, 7, 7), (conv1_stride, 2, 2), relu=True)
         side = shape.pool1_padding
         self.pool1 = nn.MaxPool3d((pool1_stride, 3, 3), (pool1_stride, 2, 2), (0, side, side))
