@@ -1,14 +1,13 @@
 """Calls that may hang or crash in native code, made in processes that can be killed.
 
-`guarded_map` runs a function over items in child processes. One that crashes, or that gives no sign of life for too long, costs its
-item and nothing else: the process is replaced and the item's result is a `Lost`. Children are started by `python -m`,
-without a fork and without importing `__main__`, so that scripts and notebooks can use it as they are.
+`guarded_map` runs a function over items in child processes. One that crashes, or that gives no sign of life for too
+long, costs its item and nothing else: the process is replaced and the item's result is a `Lost`. Children are started
+by `python -m`, without a fork and without importing `__main__`, so that scripts and notebooks can use it as they are.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -78,6 +77,7 @@ def guarded_map(
                 else:
                     continue
                 if kind == "error":
+                    assert isinstance(result, Exception)
                     raise result
                 if kind != "beat":
                     assert child.number is not None
@@ -114,7 +114,8 @@ class _Child:
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self.connection.send_bytes(pickle.dumps((sys.path, function)))
+        self.connection.send(sys.path)  # first: the function's module may be found only there
+        self.connection.send(function)
 
     def gives_up_at(self, silence_seconds: float) -> float:
         # Starting Python on a busy machine is not the item's fault.
@@ -128,12 +129,16 @@ class _Child:
             pass  # it died before it read: receive says so
 
     def receive(self) -> tuple[str, Any]:
-        self.silent_since, self._started = time.monotonic(), True
+        self.silent_since = time.monotonic()
         try:
-            return self.connection.recv()
+            message = self.connection.recv()
+            self._started = True
+            return message
         except (EOFError, ConnectionError):
             code = self.process.wait()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            if not self._started:
+                return "error", RuntimeError(f"a reading process {how} before it could start; its own words are above")
             return "lost", Lost(f"the process that read it {how}")
 
     def kill(self) -> None:
@@ -149,7 +154,8 @@ def _serve(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Native libraries write to standard output, which is the parent's answer to its user.
     os.dup2(2, 1)
-    sys.path, function = pickle.loads(connection.recv_bytes())
+    sys.path = connection.recv()
+    function = connection.recv()
     _parent = connection
     connection.send(("beat", None))
     while True:

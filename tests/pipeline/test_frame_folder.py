@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from videos import counting_frame, read_codes
+from PIL import Image
+from videos import counting_frame, read_codes, write_counting_video
 
-from actionfuse.pipeline import VideoError
+from actionfuse.pipeline import VideoError, open_video
 from actionfuse.pipeline.decoders.frame_folder import FrameFolderReader
 from actionfuse.pipeline.inputs import is_frame_folder
 
@@ -95,7 +96,7 @@ def test_times_outside(tmp_path):
     write_frames(tmp_path, "%02d.jpg", range(4))
     with FrameFolderReader(tmp_path, frame_fps=10) as reader:
         for seconds in (-0.1, 0.4, 9.0, float("nan")):
-            with pytest.raises(ValueError, match="outside of the video"):
+            with pytest.raises(ValueError, match="no frame is on screen|finite"):
                 reader.frames_at([seconds])
         assert read_codes(reader.frames_at([-3.0, 9.0], outside="clamp").data) == [0, 3]
         with pytest.raises(ValueError, match="'error' or 'clamp'"):
@@ -170,25 +171,20 @@ def test_reduced_jpegs_stay_close_and_do_not_depend_on_what_else_is_asked_for(tm
         ((full, small),) = list(reader.all_frames((None, 112)))
         alone = reader.frames_at([0.0], short_side=112)
     np.testing.assert_array_equal(small.data, alone.data)
-    want = cv2.resize(full.data[0], (199, 112), interpolation=cv2.INTER_AREA)
-    assert np.abs(want.astype(int) - small.data[0]).mean() < 1
+    want = np.asarray(Image.fromarray(full.data[0]).resize((199, 112), Image.Resampling.BILINEAR))
+    assert np.abs(want.astype(int) - small.data[0]).mean() < 0.5
 
 
-def test_exif_orientation_is_applied(tmp_path):
-    from PIL import Image
-
-    picture = Image.fromarray(counting_frame(77, (64, 48)))
-    exif = Image.Exif()
-    for orientation, degrees in ((1, 0), (3, 180), (6, 270), (8, 90)):
-        exif[0x0112] = orientation
-        folder = tmp_path / str(orientation)
-        folder.mkdir()
-        picture.save(folder / "1.jpg", quality=95, exif=exif)
-        with FrameFolderReader(folder) as reader:
-            assert reader.info.rotation_degrees == degrees
-            frames = reader.frames_at([0.0])
-            assert (reader.info.width, reader.info.height) == frames.data.shape[2:0:-1]
-            assert read_codes(frames.data, degrees) == [77]
+def test_scaling_is_that_of_the_other_decoders(tmp_path):
+    grid = np.mgrid[0:180, 0:320]
+    picture = np.stack([127 + 100 * np.sin(grid[0] / (9 + k) + grid[1] / (31 - 5 * k)) for k in range(3)], -1)
+    picture = picture.astype(np.uint8)
+    options = {"codec": "libx264rgb", "pix_fmt": "rgb24", "codec_options": {"crf": "0"}}
+    video = write_counting_video(tmp_path / "a.mp4", 2, (320, 180), pictures=lambda _: picture, **options)
+    cv2.imwrite(str(tmp_path / "1.png"), picture[..., ::-1])
+    with FrameFolderReader(tmp_path / "%d.png") as frames, open_video(video) as other:
+        a, b = frames.frames_at([0.0], short_side=64), other.frames_at([0.0], short_side=64)
+    assert np.abs(a.data.astype(int) - b.data).mean() < 2
 
 
 @pytest.mark.parametrize("harm", ["text", "empty", "cut", "gone"])
