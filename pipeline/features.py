@@ -11,6 +11,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .store_compare import Comparison, compare
-from .store_files import TEMPORARY, Stored, canonical_json, check_key, locked, put_in_place, remove_dead
+from .store_files import ABSENT, TEMPORARY, Stored, canonical_json, check_key, locked, put_in_place, remove_dead
 from .store_formats import FileFormat, Hdf5Format, NpyFormat, NpzFormat
 from .store_lmdb import LmdbFormat
 from .store_writer import FeatureWriter, check_intervals, shape_text
@@ -133,7 +134,7 @@ class FeatureStore:
         self.folder, self.format, self.dtype, self.frame_fps = folder, format, dtype, frame_fps
         self.recipe = recipe  # None: another program's LMDB, which has none
         self.writable = writable
-        self._files = _files(folder, format, frame_fps, foreign=recipe is None)
+        self._files = _files(folder, format, frame_fps, foreign=recipe is None, writable=writable)
 
     @classmethod
     def open(
@@ -192,7 +193,7 @@ class FeatureStore:
             store = cls(folder, **new, writable=True)  # says that h5py or lmdb is missing before anything is lost
             if stored is None or differences:
                 if stored:
-                    _files(folder, stored["format"], stored["frame_fps"], foreign=False).remove_all()
+                    _files(folder, stored["format"], stored["frame_fps"], foreign=False, writable=True).remove_all()
                 temporary = folder / TEMPORARY / "store.json"
                 temporary.write_text(json.dumps({"version": 1, **new}, indent=2, sort_keys=True) + "\n", "utf-8")
                 put_in_place(temporary, folder / "store.json")
@@ -291,24 +292,26 @@ class FeatureStore:
         return self.recipe
 
     def _open(self, key: str) -> Stored:
+        check_key(key)
         try:
-            return self._files.open(check_key(key))
+            return self._files.open(key)
         except (OSError, ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
-            near = get_close_matches(key, self.keys(), n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near and key not in near else ""
             reason = self._files.damage(key) or f"{type(error).__name__}: {error}"
+            near = get_close_matches(key, self.keys(), n=3) if reason == ABSENT else []
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ValueError(f"{key!r} cannot be read from {self.folder}: {reason}{hint}") from error
 
     def _features(self, stored: Stored, rows: slice | np.ndarray) -> Features:
         arrays = {name: array[rows] for name, array in stored.arrays.items()}
-        return Features(
-            stored.rows[rows], arrays.pop("start_seconds"), arrays.pop("stop_seconds"), stored.metadata, arrays
-        )
+        times = arrays.pop("start_seconds"), arrays.pop("stop_seconds")
+        return Features(stored.rows[rows], *times, deepcopy(stored.metadata), arrays)
 
 
-def _files(folder: Path, format: str, frame_fps: float | None, foreign: bool) -> FileFormat | LmdbFormat:
+def _files(
+    folder: Path, format: str, frame_fps: float | None, *, foreign: bool, writable: bool
+) -> FileFormat | LmdbFormat:
     if format == "lmdb":
-        return LmdbFormat(folder, frame_fps or 30.0, foreign)
+        return LmdbFormat(folder, frame_fps or 30.0, foreign=foreign, writable=writable)
     return {"npz": NpzFormat, "npy": NpyFormat, "hdf5": Hdf5Format}[format](folder)
 
 

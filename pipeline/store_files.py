@@ -22,6 +22,7 @@ except ImportError:  # Windows: no advisory locks there, so one process per stor
     fcntl = None
 
 BLOCK_BYTES = 8 << 20  # how much of a spool or file is in memory at a time
+ABSENT = "there is no output"
 TEMPORARY = ".tmp"  # the folder inside a store where unfinished files live
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,10 +184,10 @@ class Spool:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+    def blocks(self, block_bytes: int | None = None) -> Iterator[np.ndarray]:
         """The rows in order, (n, *row_shape) at a time; one empty block where there are none."""
         row = int(np.prod(self.shape[1:], dtype=np.int64))
-        per_block = max(1, block_bytes // max(1, row * self.dtype.itemsize))
+        per_block = max(1, (block_bytes or BLOCK_BYTES) // max(1, row * self.dtype.itemsize))
         with open(self.path, "rb") as file:
             for first in range(0, max(1, self.shape[0]), per_block):
                 n = min(per_block, self.shape[0] - first)
@@ -200,3 +201,7 @@ class Stored:
     rows: Any
     arrays: dict[str, np.ndarray]  # start_seconds, stop_seconds and the extra ones, (N, ...) each
     metadata: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for array in self.arrays.values():
+            array.flags.writeable = False

@@ -12,12 +12,14 @@ import os
 import struct
 import zipfile
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .store_files import (
+    ABSENT,
     TEMPORARY,
     Spool,
     Stored,
@@ -31,6 +33,8 @@ from .store_files import (
     unseal_json,
 )
 
+OPEN_FILES = 64  # outputs that a store keeps mapped
+
 
 class FileFormat(ABC):
     """One output = one file (npy: some files), in the sub-folder that the key says; words as in `FeatureStore`."""
@@ -39,6 +43,11 @@ class FileFormat(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # training asks the same files for a few rows over and over; each held one costs a file descriptor
+        self._open_stamped = lru_cache(OPEN_FILES)(lambda path, inode, changed_ns, size: self.open_file(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)
 
     def path(self, key: str) -> Path:
         return self.folder / (key_to_path(key) + self.suffix)
@@ -60,13 +69,16 @@ class FileFormat(ABC):
         return sorted(found)
 
     def open(self, key: str) -> Stored:
-        return self.open_file(self.path(key))
+        """What is stored; shared between callers, who must not change it."""
+        path = self.path(key)
+        now = path.stat()
+        return self._open_stamped(path, now.st_ino, now.st_mtime_ns, now.st_size)
 
     def damage(self, key: str) -> str | None:
         """None, or why the output of `key` does not count: reads every byte once."""
         path = self.path(key)
         if not path.is_file():
-            return "there is no output"
+            return ABSENT
         if not self.sealed(path):
             return f"{path.name} was cut short or is not an output of this program"
         return None if self.intact(path) else f"{path.name} is damaged: its bytes do not give the CRC-32 in its seal"
@@ -223,11 +235,11 @@ class NpyFormat(FileFormat):
         if side is None:
             raise ValueError(f"{path.name} is damaged")
         arrays = {name: np.array(side[name], np.float64) for name in ("start_seconds", "stop_seconds")}
-        mapped = {}
-        for name in side["files"]:
-            with open(self._array_path(path, name), "rb") as file:
-                mapped[name] = map_npy(file, 0)
-        return Stored(mapped.pop("features"), arrays | mapped, side["metadata"])
+        for name in side["files"].keys() - {"features"}:
+            arrays[name] = np.load(self._array_path(path, name), allow_pickle=False)
+        with open(self._array_path(path, "features"), "rb") as file:
+            rows = map_npy(file, 0)
+        return Stored(rows, arrays, side["metadata"])
 
     def write(self, key: str, spool: Spool, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
         target, ready = self.path(key), {}

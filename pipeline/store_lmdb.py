@@ -10,8 +10,8 @@ files. Key `<video>_frame_<number, 10 digits>.jpg`, value raw float32 bytes with
   a row that saw nothing after t. The 0.05 frame absorbs time stamps that a container rounded to milliseconds.
 
 Beside these each video has two keys that those loaders never ask for: `actionfuse:rows:<video>` (times and extra
-arrays, raw) and `actionfuse:meta:<video>` (json: shapes, CRC-32, metadata), written last: a video without it is not
-there.
+arrays, raw, and the CRC-32 of each row, by which every read is checked) and `actionfuse:meta:<video>` (json: shapes,
+metadata, CRC-32), written last: a video without it is not there.
 
 A video is written in one transaction, one of more than 64 MiB in several (LMDB keeps a transaction in memory). Folders
 without a `store.json`, such as RULSTM's own, can be read; there frame n is the interval [(n - 1) / fps, n / fps).
@@ -19,7 +19,6 @@ without a `store.json`, such as RULSTM's own, can be read; there frame n is the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -31,9 +30,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .store_files import Spool, Stored, check_key, seal_json, unseal_json
+from .store_files import ABSENT, BLOCK_BYTES, Spool, Stored, check_key, seal_json, unseal_json
 
 T = TypeVar("T")
+_NUMBER = re.compile(rb"(\d{10})\.jpg")
 META, ROWS = "actionfuse:meta:", "actionfuse:rows:"
 TRANSACTION_BYTES = 64 << 20
 MAP_BYTES = 32 << 20  # room beyond the file's size before the map has to grow
@@ -58,24 +58,26 @@ def video_name(key: str) -> str:
 
 
 class LmdbFormat:
-    """See `FeatureStore` for the words. foreign: a folder that another program wrote; read only."""
+    """See `FeatureStore` for the words.
 
-    def __init__(self, folder: Path, frame_fps: float = 30.0, foreign: bool = False) -> None:
+    foreign: a folder that another program wrote. writable: a file that was cut short is repaired and not only told.
+    """
+
+    def __init__(self, folder: Path, frame_fps: float, *, foreign: bool, writable: bool) -> None:
         if find_spec("lmdb") is None:
             raise ValueError("format 'lmdb' needs lmdb: pip install 'actionfuse[lmdb]', or take format 'npz'")
-        self.folder, self.frame_fps, self.foreign = folder, frame_fps, foreign
+        self.folder, self.frame_fps, self.foreign, self.writable = folder, frame_fps, foreign, writable
         self._foreign_numbers: dict[str, np.ndarray] = {}
 
     # -- transactions
 
     def _run(self, work: Callable[[Any], T], write: bool = False) -> T:
         """work(transaction), in an environment that is open for this only; called again where the map had to grow."""
-        writable = not self.foreign and os.access(self.folder, os.W_OK)
         with _one_at_a_time:
             try:
                 return self._transact(work, write)
             except _TooShort as short:
-                if not writable:
+                if not self.writable:
                     raise ValueError(f"{self.folder / 'data.mdb'} was cut short: {short}") from None
                 self._transact(lambda transaction: None, write=True)
                 return self._transact(work, write)
@@ -126,11 +128,8 @@ class LmdbFormat:
         return sorted(self._run(self._foreign_keys if self.foreign else self._own_keys))
 
     def _own_keys(self, transaction: Any) -> list[str]:
-        found = []
-        for key, value in _range(transaction, META.encode()):
-            assert key
-            found.append(json.loads(bytes(value))["key"])
-        return found
+        metas = (_unseal(value) for _, value in _range(transaction, META.encode()))
+        return [meta["key"] for meta in metas if meta]
 
     def _foreign_keys(self, transaction: Any) -> list[str]:
         found, cursor = [], transaction.cursor()
@@ -155,93 +154,76 @@ class LmdbFormat:
             self._run(lambda transaction: self._check_owner(transaction, key))
 
     def _check_owner(self, transaction: Any, key: str) -> None:
-        meta = transaction.get(self._key(META, video_name(key)))
-        owner = key if meta is None else json.loads(bytes(meta))["key"]
-        if owner != key:
+        meta = _unseal(transaction.get(self._key(META, video_name(key))))
+        if meta and meta["key"] != key:
             raise ValueError(
-                f"{key!r} and {owner!r} would both be {video_name(key)!r} in LMDB keys; rename one or take format 'npz'"
+                f"{key!r} and {meta['key']!r} would both be {video_name(key)!r} in LMDB keys; "
+                "rename one or take format 'npz'"
             )
 
     # -- reading
 
     def damage(self, key: str) -> str | None:
-        if not (self.folder / "data.mdb").exists():
-            return "there is no output"
         try:
-            if self.foreign:
-                stored = self.open(key)
-                return None if len(stored.rows) else "there is no output"
-            return self._run(lambda transaction: self._damage(transaction, key))
+            rows = self.open(key).rows
+            per_block = max(1, BLOCK_BYTES // max(4, 4 * int(np.prod(rows.shape[1:]))))
+            for first in range(0, len(rows), per_block):
+                rows[first : first + per_block]
         except ValueError as error:
             return str(error)
-
-    def _damage(self, transaction: Any, key: str) -> str | None:
-        name = video_name(key)
-        raw = transaction.get(self._key(META, name))
-        if raw is None:
-            return "there is no output"
-        meta = unseal_json(bytes(raw).decode("utf-8", "replace"))
-        if meta is None:
-            return f"the metadata of {name} is damaged"
-        if meta["key"] != key:
-            return "there is no output"
-        table = transaction.get(self._key(ROWS, name))
-        if table is None or zlib.crc32(table) != meta["table_crc32"]:
-            return f"the times of {name} are damaged"
-        crc = 0
-        for number in self._numbers(meta, table):
-            value = transaction.get(self._frame_key(name, number))
-            if value is None:
-                return f"frame {number} of {name} is missing"
-            crc = zlib.crc32(value, crc)
-        return None if crc == meta["rows_crc32"] else f"the rows of {name} are damaged: they do not give their CRC-32"
-
-    def _numbers(self, meta: dict[str, Any], table: Any) -> list[int]:
-        return frame_numbers(_arrays(meta, table)["stop_seconds"], meta["frame_fps"]).tolist()
+        return None
 
     def open(self, key: str) -> Stored:
+        if not (self.folder / "data.mdb").exists():
+            raise ValueError(ABSENT)
         if self.foreign:
             return self._open_foreign(key)
         name = video_name(key)
 
-        def work(transaction: Any) -> tuple[bytes | None, bytes]:
-            meta = transaction.get(self._key(META, name))
-            return meta and bytes(meta), bytes(transaction.get(self._key(ROWS, name), b""))
+        def work(transaction: Any) -> tuple[dict[str, Any] | None, bytes]:
+            meta = _unseal(transaction.get(self._key(META, name)))
+            return meta, bytes(transaction.get(self._key(ROWS, name), b""))
 
-        raw, table = self._run(work)
-        meta = unseal_json(raw.decode("utf-8", "replace")) if raw else None
+        meta, table = self._run(work)
         if meta is None or meta["key"] != key:
-            raise ValueError(f"there is no whole output of {key!r}")
+            raise ValueError(ABSENT)
+        if zlib.crc32(table) != meta["table_crc32"]:
+            raise ValueError(f"the times of {name} are damaged: they do not give their CRC-32")
         arrays = _arrays(meta, table)
-        rows = LmdbRows(self, name, frame_numbers(arrays["stop_seconds"], meta["frame_fps"]), tuple(meta["row_shape"]))
+        numbers = frame_numbers(arrays["stop_seconds"], meta["frame_fps"])
+        rows = LmdbRows(self, name, numbers, tuple(meta["row_shape"]), arrays.pop("row_crc32"))
         return Stored(rows, arrays, meta["metadata"])
 
     def _open_foreign(self, key: str) -> Stored:
         if key not in self._foreign_numbers:
             prefix = f"{key}_frame_".encode("utf-8", "surrogateescape")
-            self._foreign_numbers[key] = self._run(
-                lambda transaction: np.array(
-                    [int(bytes(found[len(prefix) : len(prefix) + 10])) for found, _ in _range(transaction, prefix)],
-                    np.int64,
-                )
-            )
+
+            def work(transaction: Any) -> list[int]:
+                ends = (_NUMBER.fullmatch(bytes(found)[len(prefix) :]) for found, _ in _range(transaction, prefix))
+                return [int(end[1]) for end in ends if end]
+
+            self._foreign_numbers[key] = np.array(self._run(work), np.int64)
         numbers = self._foreign_numbers[key]
         if not len(numbers):
-            raise ValueError(f"there are no keys '{key}_frame_...' in {self.folder}")
+            raise ValueError(ABSENT)
         first = self._run(lambda transaction: len(transaction.get(self._frame_key(key, int(numbers[0])))))
         arrays = {"start_seconds": (numbers - 1) / self.frame_fps, "stop_seconds": numbers / self.frame_fps}
         return Stored(LmdbRows(self, key, numbers, (first // 4,)), arrays, {"key": key})
 
-    def get_rows(self, name: str, numbers: np.ndarray, row_shape: tuple[int, ...]) -> np.ndarray:
-        """float32 (len(numbers), *row_shape), in one transaction."""
+    def get_rows(
+        self, name: str, numbers: np.ndarray, row_shape: tuple[int, ...], crc32: np.ndarray | None
+    ) -> np.ndarray:
+        """float32 (len(numbers), *row_shape), in one transaction, checked against crc32 (len(numbers),) if given."""
         out = np.empty((len(numbers), int(np.prod(row_shape))), np.float32)
 
         def work(transaction: Any) -> None:
-            for row, number in zip(out, numbers.tolist(), strict=True):
+            for i, (row, number) in enumerate(zip(out, numbers.tolist(), strict=True)):
                 value = transaction.get(self._frame_key(name, number))
                 if value is None or len(value) != row.nbytes:
                     had = "nothing" if value is None else f"{len(value)} bytes"
                     raise ValueError(f"frame {number} of {name} has {had} instead of {row.nbytes} bytes")
+                if crc32 is not None and zlib.crc32(value) != crc32[i]:
+                    raise ValueError(f"frame {number} of {name} is damaged: it does not give its CRC-32")
                 row[:] = np.frombuffer(value, "<f4")
 
         self._run(work)
@@ -261,10 +243,18 @@ class LmdbFormat:
                 f"{key}: rows {rows[0]} and {rows[1]} (they end at {ends} s) are both frame {twice} at frame_fps "
                 f"{self.frame_fps:g}; open the store with a higher frame_fps, or take another format"
             )
-        crc = 0
-        for block in spool.blocks():
-            crc = zlib.crc32(block.data, crc)
-        table, meta = _table(key, spool, arrays, metadata, self.frame_fps, crc)
+        crcs = [zlib.crc32(row.data) for block in spool.blocks() for row in block]
+        arrays = {**arrays, "row_crc32": np.array(crcs, "<u4")}
+        table = b"".join(array.tobytes() for array in arrays.values())
+        meta = {
+            "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()],
+            "frame_fps": self.frame_fps,
+            "key": key,
+            "metadata": metadata,
+            "row_shape": list(spool.shape[1:]),
+            "table_crc32": zlib.crc32(table),
+        }
+        sealed = seal_json(meta).encode()
         first = 0
         for block in spool.blocks(TRANSACTION_BYTES):
             stop = first + len(block)
@@ -278,7 +268,7 @@ class LmdbFormat:
                     transaction.put(self._frame_key(name, number), value)
                 if stop == len(numbers):
                     transaction.put(self._key(ROWS, name), table)
-                    transaction.put(self._key(META, name), meta)
+                    transaction.put(self._key(META, name), sealed)
 
             self._run(work, write=True)
             first = stop
@@ -289,12 +279,17 @@ class LmdbFormat:
         prefix = self._key("", f"{name}_frame_")
         cursor = transaction.cursor()
         more = cursor.set_range(prefix)
-        while more and re.fullmatch(rb"\d{10}\.jpg", bytes(cursor.key())[len(prefix) :]) and _starts(cursor, prefix):
-            more = cursor.delete()
+        while more and _starts(cursor, prefix):
+            more = cursor.delete() if _NUMBER.fullmatch(bytes(cursor.key())[len(prefix) :]) else cursor.next()
 
     def remove(self, key: str) -> None:
-        if (self.folder / "data.mdb").exists() and self.damage(key) != "there is no output":
-            self._run(lambda transaction: self._delete(transaction, video_name(key)), write=True)
+        def work(transaction: Any) -> None:
+            meta = _unseal(transaction.get(self._key(META, video_name(key))))
+            if meta is None or meta["key"] == key:
+                self._delete(transaction, video_name(key))
+
+        if (self.folder / "data.mdb").exists():
+            self._run(work, write=True)
 
     def remove_all(self) -> None:
         for name in ("data.mdb", "lock.mdb"):
@@ -304,15 +299,23 @@ class LmdbFormat:
 class LmdbRows:
     """Rows of one video, read when they are indexed with a slice or an array of row numbers."""
 
-    def __init__(self, store: LmdbFormat, name: str, numbers: np.ndarray, row_shape: tuple[int, ...]) -> None:
-        self._store, self._name, self._numbers, self._row_shape = store, name, numbers, row_shape
+    def __init__(
+        self,
+        store: LmdbFormat,
+        name: str,
+        numbers: np.ndarray,
+        row_shape: tuple[int, ...],
+        crc32: np.ndarray | None = None,
+    ) -> None:
+        self._store, self._name, self._numbers, self._row_shape, self._crc32 = store, name, numbers, row_shape, crc32
         self.shape, self.dtype = (len(numbers), *row_shape), np.dtype("<f4")
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._store.get_rows(self._name, self._numbers[rows], self._row_shape)
+        crc32 = None if self._crc32 is None else self._crc32[rows]
+        return self._store.get_rows(self._name, self._numbers[rows], self._row_shape, crc32)
 
 
 class _TooShort(Exception):
@@ -345,21 +348,8 @@ def _range(transaction: Any, prefix: bytes) -> Iterator[tuple[Any, Any]]:
         more = cursor.next()
 
 
-def _table(
-    key: str, spool: Spool, arrays: dict[str, np.ndarray], metadata: dict[str, Any], frame_fps: float, crc: int
-) -> tuple[bytes, bytes]:
-    """The values of `actionfuse:rows:` and `actionfuse:meta:`."""
-    table = b"".join(array.tobytes() for array in arrays.values())
-    meta = {
-        "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()],
-        "frame_fps": frame_fps,
-        "key": key,
-        "metadata": metadata,
-        "row_shape": list(spool.shape[1:]),
-        "rows_crc32": crc,
-        "table_crc32": zlib.crc32(table),
-    }
-    return table, seal_json(meta).encode()
+def _unseal(value: Any) -> dict[str, Any] | None:
+    return None if value is None else unseal_json(bytes(value).decode("utf-8", "replace"))
 
 
 def _arrays(meta: dict[str, Any], table: Any) -> dict[str, np.ndarray]:
