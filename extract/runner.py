@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,10 +70,14 @@ class Runner:
             self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
         self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
         self._flow = flow
-        self._tapped = dict(backbone.named_modules()).get(layer or "")
-        if layer and self._tapped is None:
-            names = [name for name, _ in backbone.named_children()]
-            raise ValueError(f"{plan.name}: no layer is named {layer!r}; the outer ones are {', '.join(names)}")
+        # Several threads run the module at once: what the hook sees belongs to the thread that it runs in.
+        self._seen = threading.local()
+        if layer is not None:
+            modules = dict(backbone.named_modules())
+            if not layer or layer not in modules:
+                names = [name for name in modules if 0 < name.count(".") + bool(name) <= 2]
+                raise ValueError(f"{plan.name}: no layer is named {layer!r}; there are {', '.join(names)}, ...")
+            modules[layer].register_forward_hook(self._remember)
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """Rows of each output, (B, ...): "features", "roi", "top_classes", "top_scores"."""
@@ -89,20 +94,12 @@ class Runner:
                     for name, value in rows.items()}  # fmt: skip
 
     def _rows(self, clips: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        taken: list[Any] = []
-        hook = None
-        if self._tapped is not None:
-            hook = self._tapped.register_forward_hook(lambda _module, _inputs, output: taken.append(output))
-        try:
-            if self.top:
-                maps, logits = self.backbone.forward_and_classify(clips)
-            else:
-                maps, logits = self.backbone(clips), None
-        finally:
-            if hook is not None:
-                hook.remove()
-        if self._tapped is not None:
-            maps = as_map(taken[0], len(clips), self.layer or "")
+        if self.top:
+            maps, logits = self.backbone.forward_and_classify(clips)
+        else:
+            maps, logits = self.backbone(clips), None
+        if self.layer is not None:
+            maps = as_map(self._seen.output, len(clips), self.layer)
         rows: dict[str, Tensor] = {}
         if self.pool == "clip":
             rows["features"] = pool_clip(maps)
@@ -117,6 +114,9 @@ class Runner:
             assert batch.boxes is not None and batch.present is not None
             rows["roi"] = _instances(maps, batch.boxes, batch.present)
         return rows
+
+    def _remember(self, _module: nn.Module, _inputs: object, output: Any) -> None:
+        self._seen.output = output
 
     def _flow_clips(self, frames: np.ndarray) -> np.ndarray:
         """RGB (B, T + L, H, W, 3) to quantised flow stacks (B, T, H, W, 2 L): fields t to t + L - 1 in entry t."""

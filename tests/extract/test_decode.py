@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from videos import read_code, write_counting_video
+
 from actionfuse.extract.decode import ClipRow, decode_task
 from actionfuse.extract.plan import ClipPlan, Task
-from videos import read_code, write_counting_video
 
 
 def plan(name: str = "x", **options) -> ClipPlan:
@@ -65,7 +66,11 @@ def test_plans_do_not_change_one_another(video: Path) -> None:
         alone, _ = decode(video, one)
         assert len(alone[0]) == len(together[index])
         for left, right in zip(alone[0], together[index], strict=True):
-            assert (left.row, left.start_seconds, left.stop_seconds) == (right.row, right.start_seconds, right.stop_seconds)
+            assert (left.row, left.start_seconds, left.stop_seconds) == (
+                right.row,
+                right.start_seconds,
+                right.stop_seconds,
+            )
             for a, b in zip(left.entries, right.entries, strict=True):
                 np.testing.assert_array_equal(a.data, b.data)
 
@@ -104,7 +109,9 @@ def test_a_segment_outside_is_told(video: Path) -> None:
 
 
 def test_flow_has_as_many_entries_as_frames(video: Path) -> None:
-    rows, _ = decode(video, plan(stream="flow", frames=1, stride=1), plan("deep", stream="flow", frames=1, stride=1, flow_stack=5))
+    rows, _ = decode(
+        video, plan(stream="flow", frames=1, stride=1), plan("deep", stream="flow", frames=1, stride=1, flow_stack=5)
+    )
     assert len(rows[0]) == len(rows[1]) == 50
     assert rows[0][0].entries[0].data.shape == (48, 48, 2) and rows[1][0].entries[0].data.shape == (48, 48, 10)
     # entry t of the stack holds the fields t to t + 4, and the last field again at the end

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from actionfuse.extract.decode import Entry, Windows
 from actionfuse.extract.plan import ClipPlan
 from actionfuse.pipeline.sampling import windows as window_indices
@@ -9,7 +10,15 @@ from actionfuse.pipeline.sampling import windows as window_indices
 
 def plan(frames: int, stride: int, last_clip: str = "pad", **options) -> ClipPlan:
     return ClipPlan(
-        name="x", stream="rgb", frames=frames, stride=stride, fps=10.0, resize_side=8, crop=8, last_clip=last_clip, **options
+        name="x",
+        stream="rgb",
+        frames=frames,
+        stride=stride,
+        fps=10.0,
+        resize_side=8,
+        crop=8,
+        last_clip=last_clip,
+        **options,
     )
 
 
@@ -63,7 +72,9 @@ def test_wrong_plans_say_what_is_wrong(change: dict, message: str) -> None:
         ClipPlan(**(good | change))
 
 
-@pytest.mark.parametrize(("seconds", "fps", "count"), [(2.0, 8.0, 16), (2.01, 8.0, 17), (0.01, 8.0, 1), (2.4, 25.0, 60)])
+@pytest.mark.parametrize(
+    ("seconds", "fps", "count"), [(2.0, 8.0, 16), (2.01, 8.0, 17), (0.01, 8.0, 1), (2.4, 25.0, 60)]
+)
 def test_num_entries(seconds: float, fps: float, count: int) -> None:
     assert ClipPlan(
         name="x", stream="rgb", frames=4, stride=4, fps=fps, resize_side=8, crop=8

@@ -1,0 +1,241 @@
+"""Whole `actionfuse extract` calls against the plainest correct loop and against what the machine allows at best.
+
+The limit: (b) the model alone on random tensors and (c) decoding alone with FFmpeg have to be paid whatever a program
+does. On a CPU both share the cores, so the limit is (CPU-seconds of b + CPU-seconds of c) / cores; on a GPU it is
+max(b, c) in wall time. The baseline (a) is a loop with cv2.VideoCapture: one clip at a time, same frames, same model.
+
+    bench_extract.py folder      60 mixed clips, a light and a heavy model
+    bench_extract.py windows     16-frame windows, stride 8, 1080p: one pass against window by window
+    bench_extract.py streams     rgb + flow + audio with three light backbones in one call against each alone
+    bench_extract.py memory      peak memory of a 1-minute and a 30-minute 1080p file
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from _clips import FFMPEG, encode, long_file, mixed_folder, sources
+from _common import Cost, cores, run_measured, save, table
+
+HERE = Path(__file__).parent
+LIGHT = ["--backbone", "tsn:tf_efficientnet_lite0", "--weights", "bundled"]
+HEAVY = ["--backbone", "swin3d_t", "--weights", "random"]
+
+
+def extract(paths: Path | list[Path], out: Path, *options: object) -> Cost:
+    """One `actionfuse extract` as a process of its own."""
+    given = [paths] if isinstance(paths, Path) else paths
+    shutil.rmtree(out, ignore_errors=True)
+    return run_measured(
+        [sys.executable, "-m", "actionfuse.extract", *map(str, given), "--out", str(out), *map(str, options)]
+    )
+
+
+def model_alone(clips: int, *options: str) -> Cost:
+    """(b): this many clips of random pixels through the same model, in the same batches and threads."""
+    return run_measured([sys.executable, str(HERE / "model_alone.py"), str(clips), *options])
+
+
+def decode_alone(files: list[Path]) -> Cost:
+    """(c): FFmpeg decodes every frame of every file and throws it away."""
+    costs = [
+        run_measured(
+            [
+                FFMPEG,
+                "-nostdin",
+                "-loglevel",
+                "error",
+                "-threads",
+                "1",
+                "-i",
+                str(f),
+                "-map",
+                "0:v:0",
+                "-f",
+                "null",
+                "-",
+            ]
+        )
+        for f in files
+    ]
+    return Cost(
+        sum(c.wall_seconds for c in costs), sum(c.cpu_seconds for c in costs), max(c.peak_mb for c in costs), ""
+    )
+
+
+def plain_loop(files: list[Path], backbone: str, weights: str) -> Cost:
+    """(a): cv2.VideoCapture, one clip at a time, all of torch's threads."""
+    return run_measured([sys.executable, str(HERE / "plain_loop.py"), backbone, weights, *map(str, files)])
+
+
+def rows_of(cost: Cost) -> int:
+    found = re.search(r": (\d+) rows from", cost.output)
+    assert found, cost.output
+    return int(found[1])
+
+
+def numbers(cost: Cost) -> tuple[float, float]:
+    found = re.search(r"cpu ([\d.]+) wall ([\d.]+)", cost.output)
+    assert found, cost.output
+    return float(found[1]), float(found[2])
+
+
+def start_up(model: list[str], folder: Path) -> Cost:
+    """What a call costs before the first frame: one small clip."""
+    one = encode(sources()[1], folder / "one.mp4", width=320, height=240, seconds=0.2)
+    return extract(one, folder / "one-out", *model)
+
+
+def bench_folder(folder: Path, repeats: int) -> None:
+    videos = mixed_folder(folder / "mixed")
+    files = sorted(p for p in videos.rglob("*") if p.is_file() and not p.name.startswith("."))
+    rows = []
+    for name, model in (("light: efficientnet_lite0", LIGHT), ("heavy: swin3d_t", HEAVY)):
+        ratios = []
+        for _ in range(repeats):
+            ours = extract(videos, folder / "out", *model)
+            clips = rows_of(ours)
+            b_cpu, _ = numbers(model_alone(clips, *model))
+            c = decode_alone(files)
+            limit = (b_cpu + c.cpu_seconds) / cores()
+            begin = start_up(model, folder)
+            ratios.append(
+                (
+                    ours.wall_seconds / limit,
+                    (ours.wall_seconds - begin.wall_seconds) / limit,
+                    ours,
+                    b_cpu,
+                    c,
+                    limit,
+                    begin,
+                )
+            )
+        ratio, without, ours, b_cpu, c, limit, begin = sorted(ratios, key=lambda r: r[0])[len(ratios) // 2]
+        plain = plain_loop(files, model[1], model[3])
+        rows.append([
+            name, clips, f"{ours.wall_seconds:.1f}", f"{b_cpu:.1f}", f"{c.cpu_seconds:.1f}", f"{limit:.1f}", f"{begin.wall_seconds:.1f}",
+            f"**{ratio:.2f}**", f"{without:.2f}", f"{plain.wall_seconds:.1f}", f"**{plain.wall_seconds / ours.wall_seconds:.2f}**",
+        ])  # fmt: skip
+        print(ours.output)
+    body = table(
+        ["model", "clips", "extract, wall s", "(b) model, CPU s", "(c) FFmpeg, CPU s", "limit s", "start-up s", "wall / limit",
+         "(wall - start-up) / limit", "(a) cv2 loop, wall s", "cv2 loop / extract"], rows)  # fmt: skip
+    save(
+        "extract-folder",
+        "A folder of 60 mixed clips",
+        body + f"\n\nMedian of {repeats} by wall / limit; goal: <= 1.10.",
+    )
+
+
+def bench_windows(folder: Path, repeats: int) -> None:
+    import numpy as np
+
+    video = encode(sources()[1], folder / "windows.mp4", width=1920, height=1080, seconds=20.0)
+    rows = []
+    options = [*LIGHT, "--clip-frames", 16, "--clip-stride", 8, "--fps", "native"]
+    ours = [extract(video, folder / "out", *options) for _ in range(repeats)]
+    found = np.load(folder / "out" / "tsn-tf_efficientnet_lite0-rgb" / "windows.mp4.npz")["features"]
+    wall = statistics.median(c.wall_seconds for c in ours)
+    rows.append(["extract, one pass", f"{wall:.1f}", "1.00", "0"])
+    for decoder in ("pyav", "decord"):
+        other = run_measured(
+            [sys.executable, str(HERE / "window_by_window.py"), str(video), decoder, str(folder / "rows.npy")]
+        )
+        apart = float(np.abs(np.load(folder / "rows.npy") - found).max())
+        rows.append(
+            [
+                f"window by window, {decoder}",
+                f"{other.wall_seconds:.1f}",
+                f"**{other.wall_seconds / wall:.2f}**",
+                f"{apart:.1e}",
+            ]
+        )
+    body = table(["", "wall s", "times extract", "largest difference of a feature"], rows)
+    save("extract-windows", "16-frame windows, stride 8, 20 s of 1080p30, light model", body + "\n\nGoal: >= 3.")
+
+
+def bench_streams(folder: Path, repeats: int) -> None:
+    videos = mixed_folder(folder / "mixed", 60)
+    chosen = sorted(p for p in videos.rglob("*.mp4") if not p.name.startswith("."))[:12]
+    names = [(f"tsn:tf_efficientnet_lite0@{stream}", "bundled") for stream in ("rgb", "flow", "audio")]
+    common = ["--fps", "4", "--clip-frames", "1"]
+    apart = []
+    for name, weights in names:
+        costs = [
+            extract(chosen, folder / "out", "--backbone", name, "--weights", weights, *common) for _ in range(repeats)
+        ]
+        apart.append(statistics.median(c.cpu_seconds for c in costs))
+    together = [
+        extract(
+            chosen,
+            folder / "out",
+            *[w for name, weights in names for w in ("--backbone", name, "--weights", weights)],
+            *common,
+        )
+        for _ in range(repeats)
+    ]
+    all_cpu = statistics.median(c.cpu_seconds for c in together)
+    begin = start_up(LIGHT, folder).cpu_seconds
+    decode = decode_alone(chosen).cpu_seconds
+    # rgb and flow each decode when they run alone; in one call decoding is paid once. Sound decodes no pictures.
+    own_parts = sum(cost - begin for cost in apart) - decode + begin
+    body = table(
+        ["rgb alone, CPU s", "flow alone", "audio alone", "FFmpeg decoding", "start-up", "sum, decode and start-up once", "one call", "ratio"],
+        [[*[f"{c:.1f}" for c in apart], f"{decode:.1f}", f"{begin:.1f}", f"{own_parts:.1f}", f"{all_cpu:.1f}", f"**{all_cpu / own_parts:.2f}**"]],
+    )  # fmt: skip
+    save("extract-streams", "rgb, flow and audio in one call", body + "\n\nGoal: <= 1.15.")
+
+
+def bench_memory(folder: Path, _repeats: int) -> None:
+    rows, peaks = [], []
+    for minutes in (1, 30):
+        video = long_file(folder, minutes)
+        cost = run_watching([sys.executable, "-m", "actionfuse.extract", str(video), "--out", str(folder / f"out-{minutes}"), *LIGHT,
+                             "--fps", "1", "--clip-frames", "1", "--overwrite"])  # fmt: skip
+        peaks.append(cost.peak_mb)
+        rows.append([f"{minutes} min", f"{cost.wall_seconds:.0f}", f"{cost.peak_mb:.0f}"])
+    body = table(["1080p30 file", "wall s", "peak memory of all processes together, MB (PSS)"], rows)
+    save("extract-memory", "Memory and length", body + f"\n\nRatio {peaks[1] / peaks[0]:.3f}; goal: within 10 %.")
+
+
+def run_watching(command: list[str]) -> Cost:
+    """Like run_measured, with the peak of the memory of all processes together (shared pages counted once)."""
+    import subprocess
+
+    import psutil
+
+    began, peak = time.perf_counter(), 0.0
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        total = 0
+        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            try:
+                total += each.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total / 2**20)
+        time.sleep(0.2)
+    if process.returncode:
+        raise RuntimeError(" ".join(command))
+    return Cost(time.perf_counter() - began, 0.0, peak, "")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("folder", "windows", "streams", "memory"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "actionfuse-bench", help="for clips and outputs"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    {"folder": bench_folder, "windows": bench_windows, "streams": bench_streams, "memory": bench_memory}[
+        arguments.what
+    ](arguments.folder, arguments.repeats)
