@@ -470,7 +470,7 @@ def avt_frames(
     All stored frames in (floor(start fps), floor(stop fps)] of the observation, every round(stored / asked)-th of them
     counted from the back; too few are filled up in front with the first one. The times are the public code's own,
     spread evenly from the start to the stop of the observation: they select past labels and are not the frames' real
-    times. None where the observation ends before the first frame does: the public code drops the segment.
+    times. None where no stored frame falls into the observation: the public code drops the segment.
     Source: AVT (Girdhar and Grauman, ICCV 2021), facebookresearch/AVT `_sample` ("last_clip") and
     `EpicRULSTMFeatsReader` ("normal").
     """
@@ -479,8 +479,6 @@ def avt_frames(
     fps = stored_frames_per_second
     stop = action_start_seconds - tau_a
     start = max(stop - tau_o, 0)
-    if stop < 1 / fps:
-        return None
     wanted = int(round(num_frames * (fps / frames_per_second)))
     skipped = max(int(fps * (stop - start)) - wanted, 0)
     last = max(min(stop, start + (skipped + wanted) / fps), 0)

@@ -264,7 +264,7 @@ def _move(name: str, data: np.ndarray, geometry: Geometry, size: tuple[int, int]
     if size != old:
         cut = _nearest(cut, size) if name == "depth" else _bilinear(cut, size)
     if geometry.flip:
-        cut = cut[:, :, ::-1]
+        cut = _array(_tensor(cut).flip(3))
     if name == "flow" and (geometry.flip or size != old):
         across = (-1 if geometry.flip else 1) * size[1] / old[1]
         cut = cut * np.tile(np.array([across, size[0] / old[0]], np.float32), cut.shape[-1] // 2)
@@ -283,18 +283,22 @@ def _bilinear(data: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     dtype = data.dtype
     tensor = _tensor(data if dtype in (np.uint8, np.float32) else data.astype(np.float32))
-    scaled = functional.resize(tensor, list(size), antialias=True).permute(0, 2, 3, 1).numpy()
+    scaled = _array(functional.resize(tensor, list(size), antialias=True))
     if scaled.dtype != dtype and np.issubdtype(dtype, np.integer):
         scaled = np.rint(scaled)
     return scaled.astype(dtype, copy=False)
 
 
 def _tensor(data: np.ndarray) -> torch.Tensor:
-    """(T, H, W, C) -> a view (T, C, H, W) of contiguous memory."""
+    """(T, H, W, C) -> (T, C, H, W), of the same memory where it may be written to."""
     import torch
 
-    data = np.ascontiguousarray(data)
     return torch.from_numpy(data if data.flags.writeable else data.copy()).permute(0, 3, 1, 2)
+
+
+def _array(pictures: torch.Tensor) -> np.ndarray:
+    """(T, C, H, W) -> (T, H, W, C), of the same memory."""
+    return pictures.permute(0, 2, 3, 1).numpy()
 
 
 # Colour
@@ -428,4 +432,4 @@ def _recolour(data: np.ndarray, step: str, value: float) -> np.ndarray:
             changed = functional.invert(picture)
         case _:
             raise ValueError(f"no colour change is named {step!r}")
-    return np.ascontiguousarray(changed.permute(0, 2, 3, 1).numpy()).reshape(data.shape)
+    return np.ascontiguousarray(_array(changed)).reshape(data.shape)

@@ -267,7 +267,7 @@ def test_rulstm_frames_match_the_public_code():
 
 def test_rulstm_by_hand():
     assert sampling.rulstm_seconds_before_action().tolist() == [3.5 - 0.25 * i for i in range(14)]
-    assert len(sampling.rulstm_seconds_before_action(14, 0.1)) == 14
+    assert sampling.rulstm_seconds_before_action(2, 0.1).tolist() == pytest.approx([0.2, 0.1])  # arange alone: 3
     for start in range(9):
         assert sampling.rulstm_past_frames(start) is None  # the first frame ends after start - 0.25 s: discarded
     assert sampling.rulstm_past_frames(9).tolist() == [1] * 14
@@ -293,7 +293,8 @@ def test_avt_frames_match_the_public_code(name: str, options: dict):
 
 
 def test_avt_drops_what_has_no_frame():
-    assert sampling.avt_frames(1.0 + 1 / 31) is None
+    assert sampling.avt_frames(1.0 + 1 / 31) is None and sampling.avt_frames(0.5) is None
+    assert sampling.avt_frames(5.02, tau_o=0.01) is None  # shorter than a frame
     frames, _ = sampling.avt_frames(1.05)  # type: ignore[misc]
     assert frames.tolist() == [1] * 10
 

@@ -228,6 +228,21 @@ def test_depth_holds_only_values_that_were_there():
     depth = np.random.default_rng(0).choice(np.array([0, 500, 65535], np.uint16), (2, 40, 50, 1))
     moved = apply_geometry(Clip({"depth": depth}, 0, 1), Geometry((0.1, 0, 0.9, 1), (77, 33), True)).streams["depth"]
     assert moved.dtype == np.uint16 and set(np.unique(moved)) <= {0, 500, 65535}
+    resized = apply_geometry(Clip({"depth": depth}, 0, 1), Geometry(size=(77, 33))).streams["depth"]
+    pictures = torch.from_numpy(depth.astype(np.float32)).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(pictures, (77, 33), mode="nearest-exact").permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(resized, theirs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_every_type_of_infrared_frames(dtype: type):
+    ramp = np.broadcast_to(
+        (np.arange(40) * 5).astype(dtype)[None, None, :, None], (2, 30, 40, 1)
+    )  # not to be written to
+    moved = apply_geometry(Clip({"ir": ramp}, 0, 1), Geometry(size=(15, 20), flip=True)).streams["ir"]
+    expected = (np.arange(20) * 10 + 2.5)[::-1]
+    assert moved.dtype == dtype and moved.flags.c_contiguous
+    assert np.abs(moved[0, 7, 2:-2, 0] - expected[2:-2]).max() <= 0.51
 
 
 def test_flow_must_be_transformed_before_it_is_quantised():
