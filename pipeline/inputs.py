@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .decoders.frame_files import is_frame_pattern, names_a_frame_folder
+from .decoders.frame_files import is_frame_pattern, leads_to_folder, names_a_frame_folder
 
 # What a walk over a folder picks up (tar: of frames); a file that is named itself is taken whatever it is called.
 VIDEO_EXTENSIONS = frozenset(
@@ -152,24 +152,30 @@ def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
     folders, linked = deque([top]), deque[str]()
     while folders or linked:
         folder = folders.popleft() if folders else linked.popleft()
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
         videos, others, sub_folders = [], [], False
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    sub_folders = True
-                    (linked if entry.is_symlink() else folders).append(entry.path)
-                elif os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
-                    others.append(entry.name)
-                elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is told when it is opened
-                    videos.append(entry.path)
-                else:  # a pipe or a socket: opening it would wait for ever
-                    others.append(entry.name)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if leads_to_folder(entry):
+                        sub_folders = True
+                        (linked if entry.is_symlink() else folders).append(entry.path)
+                    elif os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
+                        others.append(entry.name)
+                    elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere is told when it is opened
+                        videos.append(entry.path)
+                    else:  # a pipe or a socket: opening it would wait for ever
+                        others.append(entry.name)
+        except OSError:
+            if folder == top:
+                raise
+            yield folder  # may not be read: opening it tells why
+            continue
         if not videos and not sub_folders and names_a_frame_folder(others):
             yield folder
         else:

@@ -27,6 +27,13 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
 def frame_series(names: Iterable[str]) -> dict[tuple[str, str], list[tuple[int, str]]]:
     """Image names grouped by what surrounds their last number: (before, after) -> [(number, name), ...], unsorted."""
     series: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
@@ -59,7 +66,8 @@ class FolderOfFrames:
         self._path = path
         try:
             with os.scandir(path) as entries:
-                self.names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+                files = (e.name for e in entries if not e.name.startswith(".") and not leads_to_folder(e))
+                self.names = list(files)
         except OSError as error:
             raise VideoError(f"{path}: {error.strerror}") from error
 

@@ -78,16 +78,31 @@ def test_links(tree):
     (tree / "a" / "again").symlink_to(tree / "b")  # sorts before b, yet the real folder names the files
     (tree / "b" / "up").symlink_to(tree)
     (tree / "b" / "lost.mp4").symlink_to(tree / "nowhere.mp4")
+    (tree / "b" / "circle.mp4").symlink_to("circle.mp4")
     outside = tree.parent / "outside"
     outside.mkdir()
     (outside / "o.mp4").touch()
     (tree / "out1").symlink_to(outside)
     (tree / "out2").symlink_to(outside)
     found = keys(tree)
-    assert [key for key in found if key.startswith("b/")] == ["b/frames_1", "b/lost.mp4", "b/x.mp4"]
+    assert [key for key in found if key.startswith("b/")] == ["b/circle.mp4", "b/frames_1", "b/lost.mp4", "b/x.mp4"]
     assert [key for key in found if key.endswith("o.mp4")] in (["out1/o.mp4"], ["out2/o.mp4"])
     assert not any(key.startswith(("a/again", "b/up")) for key in found)
     assert found == keys(tree)
+
+
+def test_a_folder_that_may_not_be_read_is_told_when_it_is_opened(tree, monkeypatch):
+    real = os.scandir
+
+    def scandir(path):  # permissions do not bind every user who may run this
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert keys(tree / "a") == ["deep", "x.avi", "x.mp4"]
+    with pytest.raises(PermissionError):
+        keys(tree / "a" / "deep")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
