@@ -247,6 +247,11 @@ def _with_progress(rows: Iterable[ProbeRow], total: int) -> Iterator[ProbeRow]:
         yield from progress.track(rows, total=total)
 
 
+_COLUMNS = "file seconds frames fps size turned start GOP codec pixels sound decoder".split()
+_LEFT = ("file", "codec", "pixels", "sound", "decoder")
+_LEAST_NEEDED = ("pixels", "sound", "start", "turned", "GOP", "decoder", "codec")
+
+
 def _print_table(rows: Sequence[ProbeRow], skipped: str) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -254,15 +259,19 @@ def _print_table(rows: Sequence[ProbeRow], skipped: str) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:  # a file or a pipe has no width: cut nothing short
         console = Console(highlight=False, markup=False, emoji=False, width=10_000)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    left = ("file", "codec", "pixels", "sound", "decoder")
-    for name in ("file", "seconds", "frames", "fps", "size", "turned", "start", "GOP", *left[1:]):
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold", no_wrap=name != "file")
     readable = [row for row in rows if row.error is None]
-    for row in readable:
-        table.add_row(*_cells(row))
     if readable:
+        cells = [_cells(row) for row in readable]
+        columns, left_out = _fitting(cells, console.width)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in columns:
+            justify = "left" if name in _LEFT else "right"
+            table.add_column(name, justify=justify, overflow="fold", no_wrap=name != "file")
+        for row in cells:
+            table.add_row(*(row[name] for name in columns))
         console.print(table)
+        if left_out:
+            console.print(f"left out for lack of width: {', '.join(left_out)} (--json has all)")
     if reasons := dict.fromkeys((row.decoder, row.decoder_reason) for row in readable if row.decoder_reason):
         console.print()
         for decoder, reason in reasons:
@@ -274,32 +283,45 @@ def _print_table(rows: Sequence[ProbeRow], skipped: str) -> None:
     if skipped:
         console.print(skipped)
     for row in broken:
-        console.print(f"\n{_printable(row.key)}: {row.error or 'damaged'}", style="red")
+        console.print(f"\n{_printable(row.key)}: {_printable(row.error or 'damaged')}", style="red")
         for reason in row.damage[:_SHOWN_DAMAGE]:
             console.print(f"    {_printable(reason)}")
         if len(row.damage) > _SHOWN_DAMAGE:
             console.print(f"    and {len(row.damage) - _SHOWN_DAMAGE} more (--json lists all)")
 
 
-def _cells(row: ProbeRow) -> list[str]:
+def _fitting(cells: Sequence[dict[str, str]], width: int) -> tuple[list[str], list[str]]:
+    """(columns that say something and fit beside file names, columns that do not fit)."""
+    widths = {name: max(len(name), *(len(row[name]) for row in cells)) + 2 for name in _COLUMNS}
+    widths["file"] = min(widths["file"], max(24, width // 4))  # longer names go on in a next line
+    columns = [name for name in _COLUMNS if any(row[name] for row in cells)]
+    left_out = []
+    for name in _LEAST_NEEDED:
+        if sum(widths[column] for column in columns) > width and name in columns:
+            columns.remove(name)
+            left_out.append(name)
+    return columns, left_out
+
+
+def _cells(row: ProbeRow) -> dict[str, str]:
     frames = f"{row.num_frames}"
     if row.decoded_frames not in (None, row.num_frames):
         frames = f"{row.decoded_frames} of {frames}"
-    fps = "" if row.average_fps is None else f"{row.average_fps:.3f}".rstrip("0").rstrip(".")
-    return [
-        _printable(row.key),
-        f"{row.duration_seconds:.3f}",
-        frames,
-        f"{fps} VFR" if row.variable_frame_rate else fps,
-        f"{row.width}x{row.height}",
-        f"{row.rotation_degrees}" if row.rotation_degrees else "",
-        f"{row.start_seconds:.3f}" if row.start_seconds else "",
-        "" if row.gop_frames is None else f"{row.gop_frames:g}",
-        row.codec or "",
-        row.pixel_format or "",
-        row.audio or "",
-        row.decoder or "",
-    ]
+    fps = f"{row.average_fps or 0:.3f}".rstrip("0").rstrip(".")
+    return {
+        "file": _printable(row.key),
+        "seconds": f"{row.duration_seconds:.3f}",
+        "frames": frames,
+        "fps": f"{fps} VFR" if row.variable_frame_rate else fps,
+        "size": f"{row.width}x{row.height}",
+        "turned": f"{row.rotation_degrees}" if row.rotation_degrees else "",
+        "start": f"{row.start_seconds:.3f}" if row.start_seconds else "",
+        "GOP": "" if row.gop_frames is None else f"{row.gop_frames:g}",
+        "codec": row.codec or "",
+        "pixels": row.pixel_format or "",
+        "sound": row.audio or "",
+        "decoder": row.decoder or "",
+    }
 
 
 def _hours(seconds: float) -> str:

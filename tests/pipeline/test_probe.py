@@ -1,6 +1,7 @@
 """`actionfuse probe`: what it says about good files, how it tells broken ones, and its exit codes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def test_a_folder_as_a_table(folder, capsys):
         assert words in line
     assert "3 videos, 4.4 seconds, 0 broken" in out
     assert "1 files are no videos and were skipped: 1 .json" in out
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_says_so(folder, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "72")
+    assert main(["probe", str(folder)]) == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out).splitlines()
+    header = next(line for line in lines if line.startswith("file"))
+    assert "codec" in header and "sound" not in header
+    assert all(len(line) <= 72 for line in lines)
+    assert any(line.startswith("left out for lack of width: ") and "sound" in line for line in lines)
 
 
 def test_broken_files_are_listed_and_the_exit_code_is_1(folder, tmp_path, capsys):
