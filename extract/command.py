@@ -18,9 +18,11 @@ import os
 import signal
 import subprocess
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 from ..pipeline.inputs import find_videos
+from ..pipeline.video import DECODERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store", choices=("npz", "npy", "hdf5", "lmdb"), default="npz", help="file format (default: %(default)s)"
     )
     run.add_argument(
+        "--frame-fps",
+        type=float,
+        metavar="F",
+        help="lmdb: frame rate by which times become the frame numbers of keys (default: 30)",
+    )
+    run.add_argument(
         "--dtype", choices=("float32", "float16"), default="float32", help="of stored features (default: %(default)s)"
     )
     run.add_argument(
@@ -137,6 +145,10 @@ def main(args: argparse.Namespace) -> int:
     """Extract; returns the exit code."""
     if args.processes < 1:
         raise ValueError(f"--processes is {args.processes}; it must be at least 1")
+    if args.decoder not in DECODERS:
+        near = get_close_matches(args.decoder, DECODERS, n=1)
+        raise ValueError(f"--decoder is {args.decoder!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
+                         f"there are {', '.join(DECODERS)}")  # fmt: skip
     fps = _fps(args.fps)
     videos = find_videos(args.paths, args.root)
     if not videos:

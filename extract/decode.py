@@ -14,6 +14,7 @@ import numpy as np
 
 from ..pipeline import VideoError, VideoReader, open_video
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
+from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
 from .plan import ClipPlan, Task
 
@@ -175,18 +176,6 @@ class FlowEntries:
         return Entry(data, frame.start_seconds, stop_seconds, frame.on_screen_seconds)
 
 
-def centre_crop(picture: np.ndarray, side: int) -> np.ndarray:
-    """The middle side x side of (H, W, C), a view; H and W at least `side`."""
-    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-    return picture[top : top + side, left : left + side]
-
-
-def _crop_region(height: int, width: int, side: int) -> tuple[float, float, float, float]:
-    """The middle square as x1 y1 x2 y2, shares of the frame; the same pixels as `centre_crop`."""
-    top, left = (height - side) // 2, (width - side) // 2
-    return left / width, top / height, (left + side) / width, (top + side) / height
-
-
 def decode_task(
     task: Task,
     plans: tuple[ClipPlan, ...],
@@ -263,7 +252,7 @@ def _decode_frames(
     def take(index: int, frame: np.ndarray, start: float, end: float, shown: float) -> None:
         plan = plans[index]
         if index not in regions:
-            regions[index] = _crop_region(frame.shape[0], frame.shape[1], plan.crop)
+            regions[index] = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
         if index in flows:
             for entry in flows[index].push(Entry(frame, start, end, shown)):
                 send(index, windows[index].push(entry))

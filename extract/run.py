@@ -65,6 +65,7 @@ class Job:
             outputs={r.plan.name: ("features", "roi") if r.plan.instances else ("features",) for r in self._runners},
             format=args.store,
             dtype=args.dtype,
+            frame_fps=args.frame_fps,
             overwrite=args.overwrite,
         )
         return sink

@@ -123,11 +123,13 @@ def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None)
 def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.device) -> ClipPlan:
     """The clips that `backbone` gets, by its input spec and what the settings change of it."""
     spec = backbone.input_spec
-    frames = settings.clip_frames or spec.frames
+    frames = spec.frames if settings.clip_frames is None else settings.clip_frames
     fps = spec.fps if settings.fps is None else None if settings.fps == "native" else float(settings.fps)
-    crop = settings.crop or spec.crop
-    side = settings.side or (spec.resize_side if settings.crop is None else max(spec.resize_side, crop))
+    crop = spec.crop if settings.crop is None else settings.crop
+    side = max(spec.resize_side, crop) if settings.side is None else settings.side
     method = settings.flow_method or ("raft_small" if device.type == "cuda" and settings.flow_weights else "dis_fast")
+    if spec.stream == "flow" and not method.startswith("raft"):
+        FlowComputer(method)  # a wrong name or a missing package is told before anything runs
     cells = (256, 256)
     if spec.stream == "audio":
         from ..pipeline.audio import PRESETS
@@ -139,7 +141,7 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
         name=plan_name(name, spec.stream),
         stream=spec.stream,
         frames=frames,
-        stride=settings.clip_stride or frames,
+        stride=frames if settings.clip_stride is None else settings.clip_stride,
         fps=fps,
         resize_side=side,
         crop=crop,

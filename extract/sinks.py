@@ -28,6 +28,7 @@ class StoreSink:
         outputs: dict[str, Sequence[str]],
         format: str = "npz",
         dtype: str = "float32",
+        frame_fps: float | None = None,
         overwrite: bool = False,
     ) -> None:
         self._folder = folder
@@ -37,7 +38,9 @@ class StoreSink:
         for plan, recipe in recipes.items():
             for output in outputs[plan]:
                 name = plan if output == "features" else f"{plan}-{output}"
-                store = FeatureStore.open(folder / name, format=format, recipe=recipe, dtype=dtype, overwrite=overwrite)
+                store = FeatureStore.open(
+                    folder / name, format=format, recipe=recipe, dtype=dtype, frame_fps=frame_fps, overwrite=overwrite
+                )
                 store.clean()
                 self._stores[plan, output] = store
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from extraction import TINY, contents, spawn
 
+from actionfuse.backbones import create_backbone, save_backbone
 from actionfuse.pipeline.features import FeatureStore
 
 PLAN = "tsn-test_resnet-rgb"
@@ -125,14 +126,21 @@ def test_other_stores(folder: Path, tmp_path: Path, extract: Callable, format: s
 
 
 def test_predictions(folder: Path, tmp_path: Path, extract: Callable, capsys) -> None:
-    labels = tmp_path / "labels.txt"
-    labels.write_text("\n".join(f"thing {k}" for k in range(1000)))
-    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *TINY, "--top", 3, "--labels", labels) == 0
+    checkpoint, labels = tmp_path / "trained.safetensors", tmp_path / "labels.txt"
+    save_backbone(create_backbone("tsn:test_resnet", num_classes=7), checkpoint)
+    labels.write_text("\n".join(f"thing {k}" for k in range(7)))
+    words = ["--backbone", "tsn:test_resnet", "--weights", checkpoint, "--crop", 32, "--side", 40, "--top", 3]
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words, "--labels", labels) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("b.mkv: tsn-test_resnet-rgb: thing ") and printed.count("thing") == 3
     features = FeatureStore.open(tmp_path / "out" / PLAN).read("b.mkv")
     assert features.extra["top_classes"].shape == (len(features), 3)
     assert (np.diff(features.extra["top_scores"], axis=1) <= 0).all()
+    labels.write_text("one\ntwo")
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words, "--labels", labels) == 2
+    assert "names 2 classes" in capsys.readouterr().err
+    assert extract(folder / "b.mkv", "--out", tmp_path / "other", *TINY, "--top", 3) == 2  # random: no classifier
+    assert "has no classifier" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
