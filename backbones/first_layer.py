@@ -66,7 +66,9 @@ def adapt_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     own = module.state_dict()
     adapted = dict(state)
     for key, weight in state.items():
-        have, want = tuple(weight.shape), tuple(own[key].shape) if key in own else ()
-        if len(have) == len(want) >= 3 and have[1] == _RGB != want[1] and have[:1] + have[2:] == want[:1] + want[2:]:
+        if key not in own or not weight.ndim == own[key].ndim >= 3:
+            continue
+        have, want = list(weight.shape), list(own[key].shape)
+        if have[1] == _RGB != want[1] and have[:1] + have[2:] == want[:1] + want[2:]:
             adapted[key] = average_channels(weight, want[1])
     return adapted

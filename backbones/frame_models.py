@@ -15,10 +15,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from .bundled import BUNDLED_NETWORK, bundled_state
@@ -51,6 +53,8 @@ class FrameModel(Backbone):
     drop_rate: dropout before the classifier.
     """
 
+    network: Any  # a timm model: a Module with forward_features, forward_head and reset_classifier
+
     def __init__(
         self,
         network: str,
@@ -74,15 +78,20 @@ class FrameModel(Backbone):
             std=tuple(config.std),
         )
         self.input_spec = stream_spec(rgb, stream, flow_stack=flow_stack if stream == "flow" else 1)
-        size = _size_arguments(network, side) if config.fixed_input_size else {}
-        self.fixed_size = config.fixed_input_size and "dynamic_img_size" not in size
-        self.arguments = {"in_chans": self.input_spec.channels, "drop_rate": drop_rate, **size}
         self._network_name = network
-        self._map_sizes: dict[tuple[int, int], tuple[int, int]] = {}
-
-        self.network = timm.create_model(network, num_classes=num_classes, **self.arguments)
-        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.feature_dim = int(self.network.num_features)  # pyright: ignore[reportArgumentType]
+        self.timm_size = _size_arguments(network, side) if config.fixed_input_size else ()
+        self.fixed_size = config.fixed_input_size and "dynamic_img_size" not in dict(self.timm_size)
+        self.network = timm.create_model(
+            network,
+            in_chans=self.input_spec.channels,
+            num_classes=num_classes,
+            drop_rate=drop_rate,
+            **dict(self.timm_size),
+        )
+        for weight in self.network.parameters():
+            if weight.ndim == 4:  # Module.to(memory_format=...) fails on networks that also have 3-D kernels
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        self.feature_dim = int(self.network.num_features)
         self.num_classes = num_classes
         self._form, self._prefix_tokens = self._recognise_form(side)
         head = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
@@ -98,7 +107,11 @@ class FrameModel(Backbone):
 
     def classify(self, maps: Tensor) -> Tensor:
         """Logits (B, num_classes): timm's head on every frame, then the mean over frames (TSN's average consensus)."""
-        if self._prefix_tokens and getattr(self.network, "global_pool", None) not in _TOKEN_AVERAGES:
+        if (
+            self.num_classes
+            and self._prefix_tokens
+            and getattr(self.network, "global_pool", None) not in _TOKEN_AVERAGES
+        ):
             raise ValueError(
                 f"{self._network_name} classifies by its class token, which a map has not; call forward_and_classify"
             )
@@ -111,29 +124,27 @@ class FrameModel(Backbone):
         return self._logits(features, len(maps))
 
     def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(T, h, w), found once per size by a run on torch's meta device, where tensors have shapes but no values."""
-        if (height, width) not in self._map_sizes:
-            clips = torch.empty(1, self.input_spec.channels, 1, height, width, device="meta")
-            self._check(clips)
-            features = self._on_meta(height, width)
-            assert isinstance(features, Tensor)
-            maps = self._to_maps(features, clips)
-            self._map_sizes[height, width] = (maps.shape[3], maps.shape[4])
-        return (frames, *self._map_sizes[height, width])
+        """(T, h, w), by the network's shapes on torch's meta device."""
+        self._check_size(height, width)
+        shape = _feature_shape(self._network_name, self.timm_size, height, width)
+        if self._form == "NLC":
+            return (frames, *self._grid(shape[1] - self._prefix_tokens, height, width))
+        rows, columns = shape[1:3] if self._form == "NHWC" else shape[2:4]
+        return frames, rows, columns
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
+        self.network.reset_classifier(num_classes)
         self.num_classes, self.class_names = num_classes, ()
 
     def _features(self, clips: Tensor) -> Tensor:
         self._check(clips)
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.network.forward_features(frames)  # pyright: ignore[reportCallIssue]
+        return self.network.forward_features(frames)
 
     def _logits(self, features: Tensor, batch: int) -> Tensor:
         if not self.num_classes:
             return super().classify(features)
-        logits = self.network.forward_head(features)  # pyright: ignore[reportCallIssue]
+        logits = self.network.forward_head(features)
         return logits.unflatten(0, (batch, -1)).mean(1)
 
     def _to_maps(self, features: Tensor, clips: Tensor) -> Tensor:
@@ -156,7 +167,10 @@ class FrameModel(Backbone):
         spec = self.input_spec
         if clips.ndim != 5 or clips.shape[1] != spec.channels:
             raise ValueError(f"clips are {tuple(clips.shape)}; this backbone eats (B, {spec.channels}, T, H, W)")
-        height, width = clips.shape[3:]
+        self._check_size(*clips.shape[3:])
+
+    def _check_size(self, height: int, width: int) -> None:
+        spec = self.input_spec
         if self.fixed_size and (height, width) != (spec.crop, spec.crop):
             raise ValueError(
                 f"{self._network_name} was built for {spec.crop} x {spec.crop} pixels and got {height} x {width}; "
@@ -182,23 +196,15 @@ class FrameModel(Backbone):
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", None)
         return tuple(patch) if patch and self._form == "NLC" else (1, 1)
 
-    def _on_meta(self, height: int, width: int) -> object:
-        """What the network gives for one frame on torch's meta device: shapes without values, within 0.1 s or so."""
-        with torch.device("meta"):
-            network = timm.create_model(self._network_name, num_classes=0, **self.arguments).eval()
-            frame = torch.empty(1, self.input_spec.channels, height, width)
-            return network.forward_features(frame)  # pyright: ignore[reportCallIssue]
-
     def _recognise_form(self, side: int) -> tuple[str, int]:
         """How the network lays features out: NCHW, NHWC or NLC, and how many tokens in front are no patches."""
-        features = self._on_meta(side, side)
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        if isinstance(features, Tensor) and features.ndim == 4:
+        shape = _feature_shape(self._network_name, self.timm_size, side, side)
+        if len(shape) == 4:
             if shape[1] == self.feature_dim:
                 return "NCHW", 0
             if shape[3] == self.feature_dim:
                 return "NHWC", 0
-        elif isinstance(features, Tensor) and features.ndim == 3 and shape[2] == self.feature_dim:
+        elif len(shape) == 3 and shape[2] == self.feature_dim:
             prefix = getattr(self.network, "num_prefix_tokens", None)
             if prefix is None:
                 prefix = shape[1] - math.isqrt(shape[1]) ** 2
@@ -206,9 +212,21 @@ class FrameModel(Backbone):
             if math.isqrt(patches) ** 2 == patches and (patches > 1 or not prefix):
                 return "NLC", prefix
         raise ValueError(
-            f"timm's {self._network_name} gives {shape} for a frame of {side} x {side} pixels, which is no map of "
-            f"{self.feature_dim} features; take another network"
+            f"timm's {self._network_name} gives {shape or 'several tensors'} for a frame of {side} x {side} pixels, "
+            f"which is no map of {self.feature_dim} features; take another network"
         )
+
+
+@cache
+def _feature_shape(network: str, size: tuple[tuple[str, Any], ...], height: int, width: int) -> tuple[int, ...]:
+    """Shape of the features of one frame, () for several tensors, by a run on torch's meta device.
+
+    There tensors have shapes but no values, so that it takes a fraction of a second for the largest network.
+    """
+    with torch.device("meta"):
+        built: Any = timm.create_model(network, num_classes=0, **dict(size)).eval()
+        features = built.forward_features(torch.empty(1, 3, height, width))
+    return tuple(features.shape) if isinstance(features, Tensor) else ()
 
 
 @cache
@@ -216,35 +234,39 @@ def _all_networks() -> frozenset[str]:
     return frozenset(timm.list_models())
 
 
-def _config(network: str):
+def _config(network: str) -> PretrainedCfg:
     """timm's PretrainedCfg of a network's name, with or without a tag."""
     base, _, tag = network.partition(".")
     if base not in _all_networks():
         near = get_close_matches(base, _all_networks(), n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "see actionfuse models 'tsn:*'"
         raise ValueError(f"timm has no image network {base!r}; {hint}")
-    config = timm.get_pretrained_cfg(network, allow_unregistered=False)
-    if config is None:
+    try:
+        config = timm.get_pretrained_cfg(network, allow_unregistered=False)
+    except RuntimeError as error:
         tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
-        raise ValueError(f"timm has no weights {tag!r} for {base!r}; there are {', '.join(tags) or 'none'}")
+        raise ValueError(f"timm has no weights {tag!r} for {base!r}; there are {', '.join(tags) or 'none'}") from error
+    assert config is not None
     return config
 
 
-def _size_arguments(network: str, side: int) -> dict[str, object]:
+@cache
+def _size_arguments(network: str, side: int) -> tuple[tuple[str, Any], ...]:
     """How timm is told the frame size of a network whose tables depend on it.
 
     Position tables of ViTs are resampled where another size comes (`dynamic_img_size`), which costs nothing where none
     does. Window attention would have to rebuild its masks each time, so that such networks keep the one size.
     """
-    for arguments in ({"img_size": side, "dynamic_img_size": True}, {"img_size": side}):
+    candidates: tuple[dict[str, Any], ...] = ({"img_size": side, "dynamic_img_size": True}, {"img_size": side})
+    for arguments in candidates:
         try:
             with torch.device("meta"):
                 built = timm.create_model(network, num_classes=0, **arguments)
         except TypeError:  # the network does not know the argument
             continue
         if "dynamic_img_size" not in arguments or getattr(built, "pos_embed", None) is not None:
-            return arguments
-    return {}
+            return tuple(arguments.items())
+    return ()
 
 
 def _from_tsn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -329,8 +351,7 @@ def _load_pretrained(backbone: FrameModel, network: str, num_classes: int) -> No
         raise ValueError(f"timm has no pretrained weights for {network!r}; give a path or leave weights out")
     # In rgb and at the weights' own number of classes; install() then averages the first layer as TSN does (timm would
     # rescale it) and sorts out the classifier.
-    size = {key: value for key, value in backbone.arguments.items() if key in ("img_size", "dynamic_img_size")}
-    source = timm.create_model(network, pretrained=True, **size)
+    source = timm.create_model(network, pretrained=True, **dict(backbone.timm_size))
     _load_imagenet(backbone, source.state_dict(), num_classes, what=f"timm's {network}")
 
 

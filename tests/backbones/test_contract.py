@@ -1,0 +1,179 @@
+"""Every backbone keeps the contract: each registered name, and networks of several kinds for library families."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from actionfuse.backbones import (
+    Backbone,
+    create_backbone,
+    list_backbones,
+    load_backbone,
+    pool_clip,
+    pool_space,
+    save_backbone,
+)
+from actionfuse.backbones.contract import CARDS
+
+LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
+    "tsn:resnet18": {},
+    "tsn:tf_efficientnet_lite0": {},
+    "tsn:vit_tiny_patch16_224": {},  # tokens, one of them the class token
+    "tsn:swin_tiny_patch4_window7_224": {"crop": 64},  # channels last, of a fixed size
+    "tsn:convnext_atto": {},
+}
+NAMES: dict[str, dict[str, object]] = {name: {} for name in list_backbones() if ":" not in name} | LIBRARY_NETWORKS
+CLASSES = 7
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_backbone(request.param, num_classes=CLASSES, **NAMES[request.param])
+
+
+def small_size(backbone: Backbone) -> tuple[int, int, int]:
+    """(T, H, W) that is quick to compute."""
+    frames, height, width = backbone.min_size
+    if backbone.fixed_size:
+        return max(frames, 2), backbone.input_spec.crop, backbone.input_spec.crop
+    return max(frames, 2), max(height, 64), max(width, 64)
+
+
+def small_clips(backbone: Backbone, batch: int, seed: int = 0) -> torch.Tensor:
+    frames, height, width = small_size(backbone)
+    shape = (batch, backbone.input_spec.channels, frames, height, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_describes_itself(backbone: Backbone) -> None:
+    assert not backbone.training
+    assert backbone.name in NAMES
+    assert backbone.num_classes == CLASSES
+    assert len(backbone.state_dict()[backbone.classifier_weight]) == CLASSES
+    card = CARDS[backbone.name.partition(":")[0]]
+    assert card.paper and card.weights_from and "rgb" in card.streams
+
+
+def test_forward_gives_the_promised_map(backbone: Backbone) -> None:
+    clips = small_clips(backbone, 2)
+    with torch.inference_mode():
+        maps, logits = backbone.forward_and_classify(clips)
+        assert torch.equal(maps, backbone(clips)), "two runs differ"
+    assert maps.shape == (2, backbone.feature_dim, *backbone.output_size(*clips.shape[2:]))
+    assert logits.shape == (2, CLASSES)
+    assert maps.dtype == torch.float32
+    assert maps.isfinite().all() and maps.std() > 0
+    assert pool_space(maps).shape == (2, maps.shape[2], backbone.feature_dim)
+    torch.testing.assert_close(pool_clip(maps), pool_space(maps).mean(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_promised_sizes_hold_for_every_stream(name: str) -> None:
+    # On the meta device shapes are real and numbers are not, so that large networks and clips cost nothing.
+    for stream in CARDS[name.partition(":")[0]].streams:
+        with torch.device("meta"):
+            backbone = create_backbone(name, stream=stream, **NAMES[name])
+        frames, height, width = small_size(backbone)
+        sizes = [(frames, height, width)]
+        if not backbone.fixed_size:
+            spec = backbone.input_spec
+            sizes += [(frames + 1, height, width + 32), (16, 2 * height, height), (spec.frames, spec.crop, spec.crop)]
+        for size in sizes:
+            clips = torch.empty(1, backbone.input_spec.channels, *size, device="meta")
+            assert backbone(clips).shape == (1, backbone.feature_dim, *backbone.output_size(*size)), (stream, size)
+
+
+def test_every_parameter_learns(backbone: Backbone) -> None:
+    # In train mode a random deep network keeps its signal, since batch norm then rescales it.
+    backbone.train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maps, logits = backbone.forward_and_classify(small_clips(backbone, 2))
+        (maps.square().mean() + logits.square().mean()).backward()
+    backbone.eval()
+    lost = [name for name, each in backbone.named_parameters() if each.grad is None]
+    broken = [
+        name for name, each in backbone.named_parameters() if each.grad is not None and not each.grad.isfinite().all()
+    ]
+    backbone.zero_grad(set_to_none=True)
+    assert not lost and not broken
+
+
+def test_uint8_clips_go_in_through_the_spec(backbone: Backbone) -> None:
+    spec = backbone.input_spec
+    frames, height, width = small_size(backbone)
+    pixels = torch.randint(0, 256, (1, frames, height, width, spec.channels), dtype=torch.uint8)
+    clips = spec.normalise(pixels)
+    with torch.inference_mode():
+        # The same numbers laid out channels first in memory give the same features.
+        torch.testing.assert_close(backbone(clips), backbone(clips.contiguous()), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_autocast(backbone: Backbone) -> None:
+    clips = small_clips(backbone, 1)
+    with torch.inference_mode():
+        exact = backbone(clips).flatten()
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = backbone(clips).flatten().float()
+    assert coarse.isfinite().all()
+    assert torch.cosine_similarity(exact, coarse, 0) > 0.98
+
+
+def test_clips_do_not_feel_their_neighbours(backbone: Backbone) -> None:
+    # Extraction that was interrupted batches the remaining clips anew and must write the same bytes.
+    one, other = small_clips(backbone, 4, seed=1), small_clips(backbone, 4, seed=2)
+    other[3] = one[0]
+    with torch.inference_mode():
+        assert torch.equal(backbone(one)[0], backbone(other)[3])
+
+
+def test_saves_and_loads(backbone: Backbone, tmp_path) -> None:
+    path = tmp_path / "own.safetensors"
+    backbone.input_spec = replace(backbone.input_spec, fps=12.5)
+    save_backbone(backbone, path)
+    again = load_backbone(path)
+    assert again.input_spec == backbone.input_spec
+    assert (again.name, again.options, again.num_classes) == (backbone.name, backbone.options, CLASSES)
+    assert not again.training
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_classifier_comes_and_goes(backbone: Backbone) -> None:
+    backbone.reset_classifier(0)
+    assert backbone.num_classes == 0
+    clips = small_clips(backbone, 1)
+    with torch.inference_mode():
+        maps = backbone(clips)
+        with pytest.raises(ValueError, match="classifier"):
+            backbone.classify(maps)
+        backbone.reset_classifier(3)
+        assert backbone.forward_and_classify(clips)[1].shape == (1, 3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiles() -> None:
+    backbone = create_backbone("tsn:test_vit")
+    clips = backbone.input_spec.example(1)[:, :, :2]
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(backbone)(clips), backbone(clips), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tsn:test_vit", "tsn:test_convnext", *[name for name in NAMES if name in ("i3d", "i3d_r50_nln", "swin3d_t")]],
+)
+def test_traces_as_one_graph(name: str) -> None:
+    """torch.compile without its code generator, which is the part that is slow: no graph breaks, same shapes."""
+    torch._dynamo.reset()
+    with torch.device("meta"):
+        backbone = create_backbone(name)
+    clips = torch.empty(1, backbone.input_spec.channels, *small_size(backbone), device="meta")
+    compiled = torch.compile(backbone, backend="eager", fullgraph=True)
+    assert compiled(clips).shape == backbone(clips).shape
