@@ -222,7 +222,7 @@ class FlowComputer:
         threads: int = 1,
     ) -> None:
         if method == "auto":
-            method = _default_method(device)
+            method = default_method(device)
             weights = (weights or "pretrained") if method == "raft_large" else None
         make = flow_methods[method]
         if weights is not None and not method.startswith("raft"):
@@ -299,7 +299,8 @@ def _rebuild(method: str, options: FlowOptions) -> FlowComputer:
     )
 
 
-def _default_method(device: str) -> str:
+def default_method(device: str = "auto") -> str:
+    """What method "auto" is: raft_large on a CUDA device, dis_fast elsewhere."""
     if device == "cpu":
         return "dis_fast"
     import torch
@@ -368,14 +369,14 @@ def stack(flow: np.ndarray, length: int = 5, *, mode: str = "tsn", edges: str = 
 
 @cache
 def _colour_wheel() -> np.ndarray:
-    # Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011: six hue ramps, float64 (55, 3).
+    # Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011: six hue ramps, float32 (55, 3).
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float64)
     ramps = []
     for (first, second), steps in zip(zip(corners, corners[1:], strict=False), (15, 6, 4, 11, 13, 6), strict=True):
         share = np.floor(255 * np.arange(steps) / steps)[:, None] / 255
         # A falling ramp is 255 minus the floored rising one.
         ramps.append(first + (second - first) * share)
-    return np.concatenate(ramps)
+    return np.concatenate(ramps).astype(np.float32)
 
 
 def flow_to_rgb(flow: np.ndarray, max_pixels: float | None = None) -> np.ndarray:
@@ -390,12 +391,19 @@ def flow_to_rgb(flow: np.ndarray, max_pixels: float | None = None) -> np.ndarray
     u, v = np.asarray(flow[..., 0], np.float32), np.asarray(flow[..., 1], np.float32)
     length = np.hypot(u, v)
     length /= max_pixels or max(float(length.max(initial=0)), 1e-6)
-    wheel = _colour_wheel()
     # Of the opposite vector, as in Middlebury's code: red is to the right.
-    place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
-    below = place.astype(np.int64)
-    share = (place - below)[..., None]
-    hue = (1 - share) * wheel[below] + share * wheel[(below + 1) % len(wheel)]
-    length = length[..., None]
-    colour = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
-    return np.floor(255 * colour).astype(np.uint8)
+    place = (np.arctan2(-v, -u) / np.float32(np.pi) + 1) * np.float32((len(_colour_wheel()) - 1) / 2)
+    below = place.astype(np.intp)
+    share = place - below
+    # Inside, white fades to the hue: 1 - length * (1 - hue); outside the hue is darkened.
+    factor = np.where(length <= 1, length, np.float32(0.75))
+    white = np.where(length <= 1, 1 - length, 0)
+    colours = np.empty((*length.shape, 3), np.uint8)
+    for channel, wheel in enumerate(_colour_wheel().T):
+        hue = wheel[below]
+        hue += share * (np.roll(wheel, -1) - wheel)[below]
+        hue *= factor
+        hue += white
+        hue *= 255
+        colours[..., channel] = hue  # rounds down
+    return colours

@@ -1,12 +1,12 @@
 """Spectrograms of mono sound in numpy, as named presets that follow public networks to the constant.
 
-tbn     TBN (Kazakos et al., ICCV 2019; ekazakos/temporal-binding-network): log power of a 511-point transform of 1.279 s
-        at 24 kHz, (256 frequencies, 256 times).
-vggish  VGGish (Hershey et al., ICASSP 2017; tensorflow/models, research/audioset/vggish): log of 64 mel bands of the
-        magnitude at 16 kHz, (64, 96). 96 frames of 25 ms, 10 ms apart, span 0.975 s; VGGish steps by 0.96 s.
-ast     AST (Gong et al., Interspeech 2021; YuanGongND/ast, which calls Kaldi's filter bank): log of 128 mel bands of the
-        power at 16 kHz, 10.255 s, (128, 1024). Differs: the data set's mean and deviation are not applied here, and the
-        sound is not shifted to mean zero as a whole (each frame is, as Kaldi does).
+tbn     TBN (Kazakos et al., ICCV 2019; ekazakos/temporal-binding-network): log power of a 511-point transform of
+        1.279 s at 24 kHz, (256 frequencies, 256 times).
+vggish  VGGish (Hershey et al., ICASSP 2017; tensorflow/models, research/audioset/vggish): log of 64 mel bands of
+        the magnitude at 16 kHz, (64, 96). 96 frames of 25 ms, 10 ms apart, span 0.975 s; VGGish steps by 0.96 s.
+ast     AST (Gong et al., Interspeech 2021; YuanGongND/ast, which calls Kaldi's filter bank): log of 128 mel bands of
+        the power at 16 kHz, 10.255 s, (128, 1024). Differs: the data set's mean and deviation are not applied here,
+        and the sound is not shifted to mean zero as a whole (each frame is, as Kaldi does).
 """
 
 from __future__ import annotations
