@@ -21,7 +21,7 @@ from statistics import median
 
 from av.error import FFmpegError
 
-from .decoders._container import open_container, video_streams
+from .decoders._container import demux, open_container, video_streams
 from .guard import Lost, beat, guarded_map
 from .inputs import VideoInput, scan_inputs
 from .video import VideoError, VideoInfo, VideoReader, open_video
@@ -156,14 +156,16 @@ def _key_frames_and_sound(info: VideoInfo) -> dict[str, object]:
         pictures, audio = video_streams(container)[0], None
         if container.streams.audio:
             sound = container.streams.audio[0].codec_context
-            audio = f"{sound.name} {sound.sample_rate} Hz {sound.layout.name}" if sound else "unknown codec"
+            audio = sound.name if sound else "unknown codec"
+            if sound and sound.sample_rate:
+                audio += f" {sound.sample_rate} Hz {sound.layout.name}"
         index = pictures.index_entries
         if len(index) > 1 and len(index) == pictures.frames:
             flags = [entry.is_keyframe for entry in index]
         else:
             flags = []
             try:
-                for packet in container.demux(pictures):
+                for packet in demux(container, pictures):
                     flags += [packet.is_keyframe] if packet.size else []
                     if len(flags) == _GOP_PACKETS:
                         break

@@ -7,18 +7,23 @@ in no time; every other container is read through once, packet by packet, withou
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from errno import ENOENT
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 from av.stream import Discard
 
 from ..video import VideoError, VideoInfo
+from ._cut_off import missing_bytes
 
 # A time stamp rounded to the container's ticks may lie up to half a tick after the time that it stands for.
 MAX_SLACK_SECONDS = 0.0005
+# Slower than any time lapse: the header lies, and a walk over such a video at some rate would hardly end.
+MAX_FRAME_SECONDS = 3600.0
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art, which is no video
 PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, AV_FIELD_PROGRESSIVE
 
@@ -32,9 +37,13 @@ def reason(error: BaseException) -> str:
 
 def open_container(path: str) -> av.container.InputContainer:
     """Open with FFmpeg; VideoError with the reason where that fails."""
-    if not Path(path).exists():
-        raise VideoError(f"{path}: no such file")
-    if os.path.getsize(path) == 0:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise VideoError(f"{path}: {'no such file' if error.errno == ENOENT else error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever, and a device may never end
+        raise VideoError(f"{path}: no regular file (a folder, pipe or device)")
+    if status.st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
         # Metadata are shown to people at most; badly encoded ones must not make a video unreadable.
@@ -62,9 +71,24 @@ def first_video_stream(path: str, container: av.container.InputContainer) -> av.
     return streams[0]
 
 
+def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets from where the container stands; those of streams that appear on the way are passed over."""
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:  # how PyAV takes such a packet: it is read, and the next call goes on behind it
+            continue
+
+
 def to_seconds(ticks: int, time_base: Fraction) -> float:
     """Exact to the last bit: one rounding, in the division."""
     return ticks * time_base.numerator / time_base.denominator
+
+
+def ticks_to_seconds(ticks: np.ndarray, time_base: Fraction) -> np.ndarray:
+    """`to_seconds` of int64 (N,): the same float64 numbers."""
+    return (ticks * time_base.numerator).astype(np.float64) / time_base.denominator
 
 
 @dataclass(frozen=True)
@@ -86,7 +110,7 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
     """Read packets (all, or the first `limit` that are shown) from where the container stands; nothing is decoded."""
     rows, note, seen, step = [], "", 0, _guessed_step(stream)
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             if not packet.size or (packet.is_corrupt and container.format.name.startswith("mov")):
                 continue  # the one at the cut of a file that is cut off
             rows.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
@@ -130,7 +154,7 @@ def first_frame(path: str) -> av.VideoFrame:
         stream.thread_count = 1
         problem: BaseException | None = None
         try:
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 try:
                     for frame in packet.decode():
                         return frame
@@ -160,6 +184,7 @@ class Layout:
     untimed_step: float | None
     # What decides which decoder may read the file.
     edited: bool
+    ascending: bool
     num_video_streams: int
     field_order: int
     codec_tag: str
@@ -188,19 +213,21 @@ def probe_layout(path: str, container: av.container.InputContainer, stream: av.V
             container.seek(int(ticks[np.flatnonzero(shown)[-32]]), stream=stream, any_frame=True)
             tail = read_packets(container, stream)
         gaps = np.diff(ticks[there])
-        key_ticks, by_dts, untimed = ticks[keys], True, None
+        key_ticks, by_dts, untimed, ascending = ticks[keys], True, None, True
         ends = (head.pts[~head.hidden], tail.pts[~tail.hidden], tail.duration[~tail.hidden])
     else:
         packets = read_packets(container, stream)
         if packets.note:
             damage.append(packets.note)
+        if missing := missing_bytes(path):
+            damage.append(f"the file is cut off: {missing} bytes or more are missing at its end")
         pts = np.sort(packets.pts[packets.shown])
         num_frames, edited = int(packets.shown.sum()), bool((~packets.shown).any())
         untimed = None if packets.timed else _guessed_step(stream)
         exact = container.format.name.split(",")[0] in ("mov", "matroska", "mpegts")
         usable = exact and packets.ascending and packets.timed
         key_ticks = np.sort(packets.pts[packets.key]) if usable else np.zeros(0, np.int64)
-        gaps, by_dts = np.diff(pts), False
+        gaps, by_dts, ascending = np.diff(pts), False, packets.ascending
         ends = (pts, packets.pts[packets.shown], packets.duration[packets.shown])
     if not num_frames or not len(ends[0]) or not len(ends[1]):
         raise VideoError(f"{path}: holds a video stream without a single frame")
@@ -215,6 +242,8 @@ def probe_layout(path: str, container: av.container.InputContainer, stream: av.V
     tolerance = max(1.5, 0.01 * float(np.median(gaps))) if len(gaps) else 0.0
     variable = bool(len(gaps)) and bool((np.abs(gaps - np.median(gaps)) > tolerance).any())
     duration = to_seconds(stop - start, base)
+    if duration > num_frames * MAX_FRAME_SECONDS:
+        raise VideoError(f"{path}: its clock is broken: {num_frames} frames are to fill {duration / 3600:.0f} hours")
     fps = num_frames / duration if duration > 0 else 0.0
     if (rate := stream.average_rate) and not variable and abs(duration * float(rate) / num_frames - 1) < 0.02:
         fps = float(rate)  # exact, where the container's rounded times are not
@@ -227,7 +256,7 @@ def probe_layout(path: str, container: av.container.InputContainer, stream: av.V
     )  # fmt: skip
     return Layout(
         info=info, time_base=base, key_ticks=key_ticks, keyed_by_dts=by_dts,
-        slack_seconds=min(tick / 2, MAX_SLACK_SECONDS) + 1e-6, untimed_step=untimed, edited=edited,
+        slack_seconds=min(tick / 2, MAX_SLACK_SECONDS) + 1e-6, untimed_step=untimed, edited=edited, ascending=ascending,
         num_video_streams=len(video_streams(container)), field_order=stream.codec_context.field_order,
         codec_tag=stream.codec_context.codec_tag, damage=tuple(damage),
     )  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..types import Frames
 from ..video import VideoError, VideoInfo, VideoReader, check_batch
-from ._container import Layout, first_video_stream, open_container, probe_layout, reason, to_seconds
+from ._container import Layout, demux, first_video_stream, open_container, probe_layout, reason, to_seconds
 from ._pixels import Batch, Scaler
 
 MAX_QUEUED_BYTES = 64 << 20
@@ -169,7 +169,7 @@ class _Pass:
 
     def _reset(self) -> None:
         """After a jump or at the start: nothing read, nothing decoded."""
-        self._demuxer = self._container.demux(self._stream)
+        self._demuxer = demux(self._container, self._stream)
         self._queue: deque[av.Packet] = deque()  # read, not yet given to the decoder
         self._waiting: set[int] = set()  # their times
         self._queued_bytes = 0
