@@ -214,7 +214,9 @@ def decode_task(
             for index in audio:
                 outcome.rows[index] = _decode_sound(task.path, plans[index], index, first, stop, emit, beat, watch)
     except (VideoError, OSError, ValueError, MemoryError) as error:
-        outcome.error, outcome.stage = f"{error}" or type(error).__name__, stage
+        # The path stands beside the reason wherever it is told.
+        outcome.error = f"{error}".removeprefix(f"{task.path}: ") or type(error).__name__
+        outcome.stage = stage
     return outcome
 
 

@@ -33,6 +33,7 @@ from .plan import ClipPlan, Task
 
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
 SLOT_BYTES = 4 << 20
+START_SECONDS = 120.0  # for a process to import what it needs, on a slow disk
 _HEADER = struct.Struct("<qq")  # beats, 1 while waiting for a free slot
 _PAGE = mmap.ALLOCATIONGRANULARITY
 
@@ -287,7 +288,8 @@ class Pool:
         now = time.monotonic()
         if beats != worker.beats or beats[1]:  # it moved on, or it waits for the parent
             worker.beats, worker.changed_at = beats, now
-        return worker.ready and now - worker.changed_at > self._timeout_seconds
+        patience = self._timeout_seconds if worker.ready else max(self._timeout_seconds, START_SECONDS)
+        return now - worker.changed_at > patience
 
     def _replace(self, number: int, reason: str) -> Iterator[Lost]:
         worker = self._workers[number]

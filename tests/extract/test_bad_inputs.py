@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import psutil
 import pytest
 from extraction import TINY, spawn
 from malformed import make_malformed
+from videos import write_counting_video
 
 from actionfuse.pipeline.features import FeatureStore
 
@@ -21,7 +22,7 @@ PLAN = "tsn-test_resnet-rgb"
 
 def test_malformed_files_are_each_reported(folder: Path, tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
-    shutil.copytree(folder, videos / "good")
+    shutil.copytree(folder, videos / "mine")
     made = make_malformed(videos)
     assert len(made) >= 40
     process = spawn(videos, *made.values(), "--root", videos, "--out", out, *TINY, "--timeout", 20)
@@ -34,8 +35,8 @@ def test_malformed_files_are_each_reported(folder: Path, tmp_path: Path) -> None
         assert entry["reason"].strip() and entry["stage"]
         failures[entry["key"]] = entry["reason"]
     keys = set(FeatureStore.open(out / PLAN).keys())
-    assert {key for key in keys if key.startswith("good/")} == {
-        "good/" + p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
+    assert {key for key in keys if key.startswith("mine/")} == {
+        "mine/" + p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
     }
     # Each malformed input was read, wholly or in part, or it is in the list; none is lost in silence.
     for name, path in made.items():
@@ -43,17 +44,38 @@ def test_malformed_files_are_each_reported(folder: Path, tmp_path: Path) -> None
         assert key in keys or key in failures, f"{name}: {key} is neither there nor reported"
 
 
-def test_a_hanging_input_is_cut_off(folder: Path, tmp_path: Path) -> None:
-    """A pipe that nobody writes to: opening it waits for ever."""
-    pipe = tmp_path / "hangs.mp4"
-    os.mkfifo(pipe)
-    out = tmp_path / "out"
-    process = spawn(pipe, folder / "a.mp4", "--out", out, "--root", "/", *TINY, "--timeout", 2, "--workers", 1)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1, errors
-    (entry,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
-    assert entry["path"] == str(pipe) and "no sign of life for 2 s" in entry["reason"]
-    assert len(FeatureStore.open(out / PLAN).keys()) == 1
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "worker_main" in " ".join(child.cmdline())]
+
+
+def spooled(out: Path) -> bool:
+    return any(path.is_file() and path.stat().st_size > 4096 for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_decoder_that_hangs_is_cut_off(tmp_path: Path, decoder: str) -> None:
+    """The decode process is stopped in the middle of a video. With `auto` it is tried once more, by PyAV; else it failed."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    write_counting_video(videos / "long.mp4", 4000, (320, 240), 25)
+    write_counting_video(videos / "short.mp4", 30, (64, 48), 25)
+    words = [*TINY, "--timeout", 2, "--workers", 1, "--decoder", decoder, "--fps", "native"]
+    process = spawn(videos, "--out", out, *words)
+    while not spooled(out) and process.poll() is None:  # then rows of the long video have been written
+        time.sleep(0.02)
+    (worker,) = workers_of(process)
+    worker.send_signal(signal.SIGSTOP)
+    _, errors = process.communicate(timeout=120)
+    store = FeatureStore.open(out / PLAN)
+    if decoder == "auto":
+        assert process.returncode == 0, errors
+        assert store.keys() == ["long.mp4", "short.mp4"] and len(store.read("long.mp4")) == 500
+    else:
+        assert process.returncode == 1, errors
+        (entry,) = map(json.loads, (out / "failures.jsonl").read_text().splitlines())
+        assert entry["key"] == "long.mp4" and "no sign of life for 2 s" in entry["reason"]
+        assert store.keys() == ["short.mp4"]
 
 
 def test_a_decode_process_that_dies_is_replaced(folder: Path, tmp_path: Path) -> None:
@@ -63,13 +85,11 @@ def test_a_decode_process_that_dies_is_replaced(folder: Path, tmp_path: Path) ->
     process = spawn(videos, "--out", out, *TINY, "--workers", 2)
     while not list(out.rglob("*.npz")) and process.poll() is None:
         time.sleep(0.05)
-    killed = 0
-    for child in psutil.Process(process.pid).children():
-        if "worker_main" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGKILL)
-            killed += 1
+    workers = workers_of(process)
+    for worker in workers:
+        worker.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
-    assert killed == 2
+    assert len(workers) == 2
     assert process.returncode == 0, errors
     assert len(FeatureStore.open(out / PLAN).keys()) == 120
 
