@@ -91,6 +91,7 @@ def transcode(source: Path, target: Path, codec: str, seconds: float) -> None:
                 break
             small = frame.reformat(out.width, out.height, "yuv420p")  # pyright: ignore
             small.pts = None
+            small.pict_type = 0  # pyright: ignore  # the old codec's choice of I, P and B frames is not the new one's
             new.mux(out.encode(small))  # pyright: ignore
         new.mux(out.encode(None))  # pyright: ignore
 
