@@ -13,18 +13,18 @@ import argparse
 import hashlib
 import json
 import os
-import re
+import secrets
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ from .flow import FLOW_BOUND_PIXELS, FlowComputer, list_flow_methods
 from .flow_files import JPG_NAMES, KINDS, SUFFIXES, FlowKind, create_writer, read_recipe
 from .guard import Lost, beat, guarded_map
 from .inputs import VideoInput, find_videos
-from .store_files import flush, key_to_path, put_in_place
+from .store_files import TEMPORARY, fcntl, flush, key_to_path, put_in_place
 from .types import Frames
 from .video import DECODERS, VideoError, VideoReader, open_video
 
@@ -137,8 +137,7 @@ def main(args: argparse.Namespace) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     job, workers = _job(args, cores, len(videos))
     args.out.mkdir(parents=True, exist_ok=True)
-    for folder in {job.target(video).parent for video in videos}:
-        _remove_dead_temporaries(folder)
+    _remove_dead(args.out / TEMPORARY)
     there = {video: outcome for video in videos if (outcome := look_at_output(job, video)) is not None}
     missing = [video for video in videos if video not in there]
     results = guarded_map(partial(write_flow, job), missing, workers=workers, silence_seconds=args.time_limit)
@@ -155,6 +154,8 @@ def main(args: argparse.Namespace) -> int:
             reason = reason.removeprefix(f"{video.path}: ")
             failures.append({"path": video.path, "key": video.key, "stage": stage, "reason": reason})
             print(f"{video.path}: {reason}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # another call may work there
+        (args.out / TEMPORARY).rmdir()
     _write_failures(args.out / "failures.jsonl", failures)
     seconds = time.monotonic() - began
     counts = ", ".join(f"{count} {word}" for word, count in totals.items() if count)
@@ -184,21 +185,18 @@ def write_flow(job: FlowJob, video: VideoInput) -> FlowOutcome:
     """Flow of one video, written whole or not at all."""
     target = job.target(video)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        with open_video(video.path, job.decoder) as reader:
-            fields = _compute(job, video, reader, temporary)
+        with _workplace(job.out) as folder, open_video(video.path, job.decoder) as reader:
+            fields = _compute(job, video, reader, folder / target.name)
             damage = tuple(reader.damage)
-        if fields == 0:
-            return FlowOutcome(stage="decode", error="; ".join(("flow needs two frames, fewer are here", *damage)))
-        _put_in_place(temporary, target)
+            if fields == 0:
+                return FlowOutcome(stage="decode", error="; ".join(("flow needs two frames, fewer are here", *damage)))
+            _put_in_place(folder / target.name, target)
         return FlowOutcome(fields, damage=damage)
     except VideoError as error:
         return FlowOutcome(stage="decode", error=str(error))
     except OSError as error:
         return FlowOutcome(stage="write", error=str(error))
-    finally:
-        _remove(temporary)
 
 
 @cache
@@ -321,43 +319,50 @@ def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    if not temporary.is_dir():
-        put_in_place(temporary, target)
-        return
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            flush(Path(folder, name))
-        flush(Path(folder))
-    if target.exists():  # a folder cannot be renamed over one that is not empty
-        old = temporary.with_name(temporary.name + ".old.tmp")
-        os.replace(target, old)
-        put_in_place(temporary, target)
-        shutil.rmtree(old)
-    else:
-        put_in_place(temporary, target)
+    if temporary.is_dir():
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                flush(Path(folder, name))
+            flush(Path(folder))
+        if target.exists():  # a folder cannot be renamed over one that is not empty
+            os.replace(target, temporary.with_name("old"))
+    put_in_place(temporary, target)
 
 
-def _remove_dead_temporaries(folder: Path) -> None:
-    """What processes of this machine left that were killed."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            found = re.match(rf"\..*\.{re.escape(socket.gethostname())}\.(\d+)\.tmp", path.name)
-            if found and not _lives(int(found[1])):
-                _remove(path)
-
-
-def _lives(pid: int) -> bool:
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder for unfinished files, locked as long as this process lives; gone afterwards."""
+    while True:
+        folder = out / TEMPORARY / f"flow-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            folder.mkdir(parents=True)
+            lock = open(folder / "lock", "wb")
+            _lock(lock)
+            if os.fstat(lock.fileno()).st_nlink:
+                break
+            lock.close()  # another call took it for a dead one's before it was locked
+        except (FileNotFoundError, BlockingIOError):
+            continue
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _lock(file: BinaryIO) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_dead(folder: Path) -> None:
+    """Remove what processes left that were killed: their locks went with them."""
+    if fcntl is None:
+        return
+    for path in folder.glob("flow-*/lock"):
+        try:
+            with open(path, "rb") as lock:
+                _lock(lock)
+                shutil.rmtree(path.parent, ignore_errors=True)
+        except OSError:  # its writer lives, or somebody else cleaned up, or there are no locks here
+            continue

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actionfuse.pipeline import VideoError
-from actionfuse.pipeline.audio import AudioReader, SpectrogramStream, read_audio, stream_audio
+from actionfuse.pipeline.audio import AudioReader, SpectrogramStream, Tape, read_audio, stream_audio
 
 RATE = 44_100
 SECONDS = 4
@@ -223,6 +223,22 @@ def test_damage_is_reported_or_marked(files, tmp_path):
     (tmp_path / "cut.wav").write_bytes(cut)
     sound = read_audio(tmp_path / "cut.wav", 0, 4, RATE)
     assert sound.valid.sum() == (len(cut) - 44 - 34) // 2 or sound.valid.sum() == (len(cut) - 44) // 2
+
+
+def test_a_stream_holds_one_chunk_however_long_the_sound_is():
+    def pieces():
+        for k in range(0, 1_000_000, 1000):
+            yield k, np.full(1000, k, np.float32)
+        yield 10**12, np.ones(1000, np.float32)  # time stamps that jump by months
+
+    tape = Tape(pieces())
+    for first in range(0, 999_000, 3700):
+        samples, valid = tape.window(first, first + 3700)
+        assert samples[0] == first // 1000 * 1000 and valid.all() == (first + 3700 <= 1_000_000)
+        assert sum(len(piece) for _, piece in tape._held) <= 3700 + 2 * 1000
+    samples, valid = tape.window(10**12 - 5, 10**12 + 5)
+    assert valid.tolist() == [False] * 5 + [True] * 5 and tape.start == 0 and not tape.ended
+    assert not tape.window(10**12 + 999, 10**12 + 1001)[1][1] and tape.ended and tape.position == 10**12 + 1000
 
 
 def test_wrong_calls_say_what_is_wrong(files):
