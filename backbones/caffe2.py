@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 # numpy's own rebuilding functions, under the module names of numpy 1 (also Python 2) and numpy 2.
-_ARRAY, _SCALAR = np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]
+ARRAY: Callable[..., object] = np.empty(0).__reduce__()[0]  # pyright: ignore[reportAssignmentType]
+SCALAR: Callable[..., object] = np.float32(0).__reduce__()[0]  # pyright: ignore[reportAssignmentType]
 _ALLOWED: dict[tuple[str, str], object] = {
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy.core.multiarray", "scalar"): _SCALAR,
-    ("numpy._core.multiarray", "scalar"): _SCALAR,
+    ("numpy.core.multiarray", "_reconstruct"): ARRAY,
+    ("numpy._core.multiarray", "_reconstruct"): ARRAY,
+    ("numpy.core.multiarray", "scalar"): SCALAR,
+    ("numpy._core.multiarray", "scalar"): SCALAR,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
     ("collections", "OrderedDict"): OrderedDict,

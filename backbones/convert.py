@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .caffe2 import read_caffe2
+from .caffe2 import ARRAY, SCALAR, read_caffe2
 from .contract import Backbone, Layout
 from .first_layer import adapt_state
 
@@ -33,9 +33,14 @@ PREFIXES = ("module.", "_orig_mod.")
 # Constants of the architecture or mere counters: the module has its own, a file need not.
 CONSTANTS = ("relative_position_index",)
 COUNTERS = ("num_batches_tracked",)
-# Numbers beside the weights (best accuracy and the like); rebuilding them runs nothing else.
-_HARMLESS = [Namespace, np.dtype, np.ndarray, np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
-_HARMLESS += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+# Numbers beside the weights (best accuracy and the like) and options; rebuilding them runs nothing else.
+_HARMLESS = [Namespace, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+# numpy 1 wrote another module name than numpy 2
+_REBUILDERS = [
+    (function, f"{module}.multiarray.{name}")
+    for function, name in ((SCALAR, "scalar"), (ARRAY, "_reconstruct"))
+    for module in ("numpy.core", "numpy._core")
+]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -58,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not start.startswith(b"PK") and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start:
         return _plain(read_caffe2(path))
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals([*_HARMLESS, *_REBUILDERS]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

@@ -136,6 +136,8 @@ class I3D(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        # InputSpec.normalise leaves channels last in memory; weights of the same kind need no reordering at every call.
+        self.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
 

@@ -62,6 +62,9 @@ class Shape:
             raise ValueError(f"res5_stride is {self.res5_stride}; it is 1 or 2")
 
 
+PUBLISHED_SHAPE = Shape()
+
+
 class ConvNorm(nn.Module):
     """Convolution and batch norm, then ReLU unless told otherwise."""
 
@@ -164,7 +167,7 @@ class I3DResNet(Backbone):
         self,
         *,
         spec: InputSpec = KINETICS_SPEC,
-        shape: Shape = Shape(),  # noqa: B008, frozen
+        shape: Shape = PUBLISHED_SHAPE,
         layouts: tuple[Layout, ...] = (),
         num_classes: int = 0,
         nonlocal_attention: Attention | None = None,
@@ -194,6 +197,8 @@ class I3DResNet(Backbone):
             stages.append(Stage(blocks, nonlocals))
         self.res2, self.res3, self.res4, self.res5 = stages
         self._initialise()
+        # InputSpec.normalise leaves channels last in memory; weights of the same kind need no reordering at every call.
+        self.to(memory_format=torch.channels_last_3d)  # pyright: ignore[reportCallIssue]
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
 
@@ -317,34 +322,46 @@ def _from_stin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return rename(inside, *rules)
 
 
+def _is_slowfast(state: Mapping[str, Tensor]) -> bool:
+    # a second pathway and its fusion make it a SlowFast network
+    return "s2.pathway0_res0.branch2.a.weight" in state and "s1_fuse.conv_f2s.weight" not in state
+
+
+def _is_pytorchvideo(state: Mapping[str, Tensor]) -> bool:
+    return "blocks.1.res_blocks.0.branch2.conv_a.weight" in state
+
+
+def _is_caffe2(state: Mapping[str, Tensor]) -> bool:
+    return "conv1_w" in state and "res2_0_branch2a_w" in state
+
+
+def _is_stin(state: Mapping[str, Tensor]) -> bool:
+    return _stin_place(state) is not None
+
+
 SLOWFAST = published(
     Layout(
         name="facebookresearch/SlowFast I3D-R50 (i3d_r50, i3d_r50_nln)",
-        # a second pathway makes it a SlowFast network
-        recognises=lambda state: (
-            "s2.pathway0_res0.branch2.a.weight" in state and "s1_fuse.conv_f2s.weight" not in state
-        ),
+        recognises=_is_slowfast,
         convert=_from_slowfast,
     )
 )
 PYTORCHVIDEO = published(
     Layout(
-        name="facebookresearch/pytorchvideo I3D-R50 (i3d_r50)",
-        recognises=lambda state: "blocks.1.res_blocks.0.branch2.conv_a.weight" in state,
-        convert=_from_pytorchvideo,
+        name="facebookresearch/pytorchvideo I3D-R50 (i3d_r50)", recognises=_is_pytorchvideo, convert=_from_pytorchvideo
     )
 )
 CAFFE2 = published(
     Layout(
         name="Caffe2 blobs of facebookresearch/SlowFast (i3d_r50, i3d_r50_nln) or video-nonlocal-net (i3d_r50_c2...)",
-        recognises=lambda state: "conv1_w" in state and "res2_0_branch2a_w" in state,
+        recognises=_is_caffe2,
         convert=_from_caffe2,
     )
 )
 STIN = published(
     Layout(
         name="joaanna/something_else and ruiyan1995/Interactive_Fusion_for_CAR (i3d_r50_stin)",
-        recognises=lambda state: _stin_place(state) is not None,
+        recognises=_is_stin,
         convert=_from_stin,
         # Frames were read in BGR order and taken for RGB; their numbers 0..255 met a mean and std meant for 0..1.
         spec={"channel_order": "bgr", "scale": 1.0},
@@ -448,7 +465,10 @@ def i3d_r50_stin(
     frames: int = 8,
     crop: int = 224,
 ) -> I3DResNet:
-    """I3D-R50 of STIN and CAR: maps of 14 x 14 from 224 x 224. Alone, or out of a whole model's checkpoint."""
+    """I3D-R50 of STIN and CAR: maps of 14 x 14 from 224 x 224.
+
+    weights: the network alone (STIN's Kinetics initialisation too), or the checkpoint of a whole STIN or CAR model.
+    """
     shape = Shape(pool1_padding=0, res5_stride=1)
     return _build(STIN_SPEC, shape, (STIN,), stream, num_classes, weights, frames, crop)
 

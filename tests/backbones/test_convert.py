@@ -375,6 +375,14 @@ def test_our_own_files(tmp_path):
     assert again.input_spec == network.input_spec and again.num_classes == 3
 
 
+@pytest.mark.parametrize("name", ["i3d", "i3d_r50", "i3d_r50_stin", "swin3d_t"])
+def test_backbones_can_be_sent_to_another_process(name):
+    with torch.device("meta"):
+        network = create_backbone(name)
+    again = pickle.loads(pickle.dumps(network))
+    assert [layout.name for layout in again.layouts] == [layout.name for layout in network.layouts]
+
+
 # -- what is refused, and how
 
 
@@ -412,10 +420,32 @@ def test_caffe2_arrays_of_every_kind(tmp_path, protocol):
     }
     content = {"blobs": {**arrays, "scalar": np.float32(3), "a_momentum": arrays["a"], "note": "text"}}
     (tmp_path / "c2.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    blobs = read_caffe2(tmp_path / "c2.pkl")
-    assert set(blobs) == set(arrays)
-    for name, array in arrays.items():
-        assert torch.equal(blobs[name], torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+    old_numpy = as_numpy_1(pickle.dumps(content, protocol=protocol)) if protocol < 4 else b""
+    for file in (tmp_path / "c2.pkl", tmp_path / "old.pkl")[: 2 if old_numpy else 1]:
+        (tmp_path / "old.pkl").write_bytes(old_numpy)
+        blobs = read_caffe2(file)
+        assert set(blobs) == set(arrays)
+        for name, array in arrays.items():
+            assert torch.equal(blobs[name], torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+
+
+def as_numpy_1(content: bytes) -> bytes:
+    """The pickle as numpy 1 would have written it."""
+    assert b"numpy._core.multiarray\n" in content
+    return content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
+
+
+def test_numpy_numbers_of_every_age_beside_the_weights(tmp_path):
+    content = {
+        "state_dict": {"a": torch.ones(2)},
+        "best_acc_top1": np.float64(61.5),
+        "history": np.zeros(3, np.float32),
+    }
+    torch.save(content, tmp_path / "new.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes(as_numpy_1((tmp_path / "old.pth").read_bytes()))
+    for name in ("new.pth", "old.pth"):
+        assert torch.equal(read_checkpoint(tmp_path / name)["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 broken", b"\x80\x02}q\x00.", b"\x80\x04K\x01."])
