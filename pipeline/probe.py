@@ -108,7 +108,7 @@ def _probe(video: VideoInput, *, deep: bool, frame_fps: float) -> ProbeRow:
             else:
                 reader.frames_at([reader.info.start_seconds], outside="clamp")
                 damage = reader.damage
-            facts["decoder"] = reader.decoder
+            facts |= {"decoder": reader.decoder, "decoder_reason": reader.decoder_reason or None}
     except VideoError as reason:
         error = _without_path(str(reason), path)
     except Exception as fault:  # costs its row and not the run, and says what it is

@@ -58,6 +58,7 @@ class VideoReader(ABC):
     the longer one by `scaled_size`); None keeps the size. A video whose size changes is scaled to its first size.
 
     decoder: the name of what reads the file; with `auto` the one that was picked, and after a fall-back the one in use.
+    decoder_reason: why `auto` picks this decoder for this file, in a few words.
     damage: what of the file could not be read, in words; grows while reading. What can be read is given, with frames
         missing or blemished near the damage; a file without a single frame to show raises VideoError.
     slack_seconds: a frame counts as on screen from this long before its time stamp (at most half a tick of the
@@ -67,6 +68,7 @@ class VideoReader(ABC):
 
     path: str
     decoder: str
+    decoder_reason: str = ""
     info: VideoInfo
     damage: list[str]
     slack_seconds: float = 0.0

@@ -81,6 +81,7 @@ class FrameFolderReader(VideoReader):
     """
 
     decoder = "frame_folder"
+    decoder_reason = "frames, no video file"
     # Times that are computed another way than ours (start + k / fps) may fall short of a frame's by a rounding.
     slack_seconds = 1e-6
 

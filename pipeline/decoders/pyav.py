@@ -12,8 +12,11 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
 
 from ..types import Frames
 from ..video import VideoError, VideoInfo, VideoReader, check_batch
@@ -27,7 +30,7 @@ MIN_JUMP_FRAMES = 12
 # Passes of a parent process: a forked child cannot use or free them, decoding threads were not forked.
 _LEFT_TO_PARENT: list[object] = []
 
-Shown = tuple[int, av.VideoFrame]  # ticks on the video's clock, and the picture
+Shown = tuple[int, VideoFrame]  # ticks on the video's clock, and the picture
 
 
 class PyAVReader(VideoReader):
@@ -38,6 +41,7 @@ class PyAVReader(VideoReader):
     """
 
     decoder = "pyav"
+    decoder_reason = "FFmpeg reads this file right"
 
     def __init__(self, path: str, *, threads: int = 0) -> None:
         self.path = str(path)
@@ -50,10 +54,17 @@ class PyAVReader(VideoReader):
 
     def _lay_out(self) -> Layout:
         if self._layout is None:
-            with open_container(self.path) as container:
+            container = open_container(self.path)
+            try:
                 stream = first_video_stream(self.path, container)
+                stream.thread_type, stream.thread_count = "AUTO", self._threads
                 self._layout = probe_layout(self.path, container, stream)
-            self.damage.extend(self._layout.damage)
+                self.damage.extend(self._layout.damage)
+                if self._layout.indexed:  # opened once for all
+                    self._idle = _Pass(self.path, self._layout, self._threads, self.damage, container)
+            finally:
+                if self._idle is None:
+                    container.close()
         return self._layout
 
     @property
@@ -145,32 +156,37 @@ class PyAVReader(VideoReader):
         return {"path": self.path, "_threads": self._threads, "_closed": self._closed}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, damage=[], _layout=None, _idle=None)
+        self.path, self._threads, self._closed = state["path"], state["_threads"], state["_closed"]
+        self.damage, self._layout, self._idle = [], None, None
 
 
 class _Pass:
     """A container, its decoder, and what is known of the packets between them. All times in ticks."""
 
-    def __init__(self, path: str, layout: Layout, threads: int, damage: list[str]) -> None:
+    def __init__(
+        self, path: str, layout: Layout, threads: int, damage: list[str], opened: InputContainer | None = None
+    ) -> None:
         self.path, self.layout, self.owner = path, layout, os.getpid()
         self._threads, self._damage = threads, damage
         base = layout.time_base
         self._step = layout.untimed_step or float(1 / (layout.info.average_fps or 25.0) / float(base))
         self._exact = len(layout.key_ticks) > 0
-        self._open()
+        self._open(opened)
 
-    def _open(self) -> None:
-        self._container = open_container(self.path)
+    def _open(self, opened: InputContainer | None = None) -> None:
+        self._container = opened or open_container(self.path)
         stream = self._stream = first_video_stream(self.path, self._container)
-        stream.thread_type = "AUTO"
-        stream.thread_count = self._threads
         self._decoder = stream.codec_context
+        if opened is None:
+            stream.thread_type, stream.thread_count = "AUTO", self._threads
+        else:
+            opened.seek(int(self.layout.key_ticks[0]), stream=stream)
         self._reset()
 
     def _reset(self) -> None:
         """After a jump or at the start: nothing read, nothing decoded."""
         self._demuxer = demux(self._container, self._stream)
-        self._queue: deque[av.Packet] = deque()  # read, not yet given to the decoder
+        self._queue: deque[Packet] = deque()  # read, not yet given to the decoder
         self._waiting: set[int] = set()  # their times
         self._queued_bytes = 0
         self._ahead: list[int] = []  # times of packets that will be shown after the current frame, ascending
@@ -189,7 +205,6 @@ class _Pass:
         self._decoder.skip_frame = "DEFAULT"
 
     def close(self) -> None:
-        self._demuxer = None
         self._container.close()
 
     def limit(self, seconds: float) -> float:
@@ -305,7 +320,7 @@ class _Pass:
             back = round(back_seconds / float(self.layout.time_base))
             try:
                 self._container.seek(int(keys[k]) - back, stream=self._stream, backward=True)
-            except (av.FFmpegError, OSError):
+            except (FFmpegError, OSError):
                 break
             self._reset()
             found = False
@@ -327,12 +342,12 @@ class _Pass:
 
     # --- packets in, frames out
 
-    def _read(self) -> av.Packet | None:
+    def _read(self) -> Packet | None:
         if self._at_end:
             return None
         try:
             packet = next(self._demuxer, None)
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             self._note(f"the file breaks after {self._place()}: {reason(error)}")
             packet = None
         if packet is None or not packet.size:
@@ -345,7 +360,7 @@ class _Pass:
             self._read_ticks = max(self._read_ticks, place)
         return packet
 
-    def _put(self, packet: av.Packet) -> None:
+    def _put(self, packet: Packet) -> None:
         self._queue.append(packet)
         self._queued_bytes += packet.size
         if self._exact and packet.pts is not None:
@@ -410,10 +425,10 @@ class _Pass:
         self._decode(None)
         return True
 
-    def _decode(self, packet: av.Packet | None) -> None:
+    def _decode(self, packet: Packet | None) -> None:
         try:
             frames = self._decoder.decode(packet)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             if not isinstance(error, EOFError):
                 self._note(f"damage near {self._place()}: {reason(error)}")
             return
@@ -423,7 +438,7 @@ class _Pass:
                     self._note(f"the frame at {to_seconds(ticks, self.layout.time_base):.3f} s is damaged")
                 self._out.append((ticks, frame))
 
-    def _stamp(self, frame: av.VideoFrame) -> int | None:
+    def _stamp(self, frame: VideoFrame) -> int | None:
         """The frame's time on a clock that only goes forward; None: it must not be shown."""
         last, pts = self._last_ticks, frame.pts
         if self.layout.untimed_step is not None:
