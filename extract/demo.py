@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from ..pipeline import open_video
 from ..pipeline.features import Features, FeatureStore
@@ -90,15 +91,15 @@ def transcode(source: Path, target: Path, codec: str, seconds: float) -> None:
             if frame.time is not None and frame.time >= seconds:
                 break
             small = frame.reformat(out.width, out.height, "yuv420p")  # pyright: ignore
-            small.pts = None
-            small.pict_type = 0  # pyright: ignore  # the old codec's choice of I, P and B frames is not the new one's
+            small.pict_type = PictureType.NONE  # the old codec's I, P and B are not the new one's
             new.mux(out.encode(small))  # pyright: ignore
         new.mux(out.encode(None))  # pyright: ignore
 
 
 def draw(videos: Path, features: Path, out: Path) -> Path:
     """One picture per video and one page; returns the page's path."""
-    stores = {folder.name.rsplit("-", 1)[1]: FeatureStore.open(folder) for folder in sorted(features.glob("tsn-*"))}
+    found = {folder.name.rsplit("-", 1)[1]: folder for folder in features.glob("tsn-*")}
+    stores = {name: FeatureStore.open(found[name]) for name in ("rgb", "flow", "audio")}
     pages = []
     for key in stores["rgb"].keys():
         streams = {name: store.read(key) for name, store in stores.items() if store.has(key)}
@@ -142,10 +143,9 @@ def draw_video(path: Path, key: str, streams: dict[str, Features], picture: Path
                 axes.set_title(f"{moment:.2f} s", fontsize=9)
     _draw_sound(figure.add_subplot(grid[2, :]), path, info.start_seconds, info.stop_seconds)
     _draw_classes(figure.add_subplot(grid[3, :]), rgb)
+    squares = grid[4, :].subgridspec(1, len(streams))
     for place, (name, features) in enumerate(streams.items()):
-        span = SHEET_FRAMES // len(streams)
-        axes = figure.add_subplot(grid[4, place * span : (place + 1) * span])
-        _draw_similarity(axes, name, features)
+        _draw_similarity(figure.add_subplot(squares[place]), name, features)
     figure.suptitle(f"{key}: {info.codec} {info.width}x{info.height}, {info.duration_seconds:.2f} s", fontsize=14)
     figure.savefig(picture, dpi=80)
     pyplot.close(figure)

@@ -177,7 +177,8 @@ class Job:
 
     def _label(self, plan: str, index: int) -> str:
         names = self._labels.get(plan, ())
-        return names[index] if index < len(names) else f"class {index}"
+        # ImageNet's names list synonyms: the first one is enough on a line
+        return names[index].split(", ")[0] if index < len(names) else f"class {index}"
 
 
 def _own_share_first(videos: list[VideoInput], rank: int, world: int) -> list[VideoInput]:
