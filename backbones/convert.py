@@ -23,6 +23,7 @@ from torch import Tensor
 from .caffe2 import ARRAY, SCALAR, read_caffe2
 from .contract import Backbone, Layout
 from .first_layer import adapt_state
+from .own import read_own
 
 B = TypeVar("B", bound=Backbone)
 
@@ -121,8 +122,6 @@ def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 
         return backbone
     if str(weights) in ("pretrained", "bundled"):
         raise ValueError(f"{type(backbone).__name__} has no {weights} weights; give the path of a checkpoint")
-    from .own import read_own  # own.py reads with this module
-
     own = read_own(weights)
     if own is not None:
         state, header = own

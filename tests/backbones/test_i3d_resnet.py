@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from actionfuse.backbones import create_backbone
 from actionfuse.backbones.convert import install
-from actionfuse.backbones.i3d_resnet import PYTORCHVIDEO, STIN, Bottleneck, NonLocal
+from actionfuse.backbones.i3d_resnet import Bottleneck, NonLocal
+from actionfuse.backbones.i3d_resnet_layouts import PYTORCHVIDEO, STIN
 
 NAMES = (
     "i3d_r50",
