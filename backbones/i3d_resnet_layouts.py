@@ -1,7 +1,7 @@
 """Published checkpoints of I3D-ResNet-50 in the keys of i3d_resnet.py: one function and one Layout each.
 
-Sources of the names: joaanna/something_else, ruiyan1995/Interactive_Fusion_for_CAR, facebookresearch/SlowFast (its table
-for Caffe2's names too), facebookresearch/pytorchvideo, facebookresearch/video-nonlocal-net.
+Sources of the names: joaanna/something_else, ruiyan1995/Interactive_Fusion_for_CAR, facebookresearch/SlowFast
+(its table for Caffe2 too), facebookresearch/pytorchvideo, facebookresearch/video-nonlocal-net.
 """
 
 from __future__ import annotations
