@@ -1,8 +1,8 @@
 """Small video files made on the spot: frame *i* encodes *i* in its pixels, in ordinary and in troublesome files.
 
 `write_counting_video` writes one; `read_code` reads the number back from decoded RGB, also after scaling and lossy
-coding. `make(kind, folder)` writes one of `GOOD` (must be read right) or `DAMAGED` and says what a right reader finds in
-it; `make_broken` writes one of `BROKEN`, which must be refused with a reason. No file comes from elsewhere.
+coding. `make(kind, folder)` writes one of `GOOD` (must be read right) or `DAMAGED` and says what a right reader finds
+in it; `make_broken` writes one of `BROKEN`, which must be refused with a reason. No file comes from elsewhere.
 """
 
 from __future__ import annotations

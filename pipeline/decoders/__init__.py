@@ -24,6 +24,14 @@ def open_with(path: str, decoder: str = "auto", *, threads: int = 0, frame_fps: 
         from .frame_folder import FrameFolderReader
 
         return FrameFolderReader(path, frame_fps=frame_fps)
+    if decoder == "decord":
+        from .decord import DecordReader
+
+        return DecordReader(path, threads=threads)
+    if decoder == "torchcodec":
+        from .torchcodec import TorchCodecReader
+
+        return TorchCodecReader(path, threads=threads)
     from .pyav import PyAVReader
 
     return PyAVReader(path, threads=threads)

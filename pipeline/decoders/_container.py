@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from errno import ENOENT
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 from av.stream import Discard
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from ..video import VideoError, VideoInfo
-from ._cut_off import missing_bytes
 
 # A time stamp rounded to the container's ticks may lie up to half a tick after the time that it stands for.
 MAX_SLACK_SECONDS = 0.0005
@@ -35,7 +38,7 @@ def reason(error: BaseException) -> str:
     return f"{words} ({log[1]}: {str(log[2]).strip()})" if log and len(log) > 2 and log[2] else words
 
 
-def open_container(path: str) -> av.container.InputContainer:
+def open_container(path: str) -> InputContainer:
     """Open with FFmpeg; VideoError with the reason where that fails."""
     try:
         status = os.stat(path)
@@ -48,16 +51,16 @@ def open_container(path: str) -> av.container.InputContainer:
     try:
         # Metadata are shown to people at most; badly encoded ones must not make a video unreadable.
         return av.open(path, metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video: {reason(error)}") from error
 
 
-def video_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+def video_streams(container: InputContainer) -> list[VideoStream]:
     """Video streams without cover art."""
     return [s for s in container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
 
 
-def first_video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+def first_video_stream(path: str, container: InputContainer) -> VideoStream:
     """The first video stream that is no cover art; packets of all other streams are left unread."""
     streams = video_streams(container)
     if not streams:
@@ -71,7 +74,7 @@ def first_video_stream(path: str, container: av.container.InputContainer) -> av.
     return streams[0]
 
 
-def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
     """The stream's packets from where the container stands; those of streams that appear on the way are passed over."""
     while True:
         try:
@@ -106,7 +109,7 @@ class Packets:
     note: str = ""  # why reading stopped before the end of the file, if it did
 
 
-def read_packets(container: av.container.InputContainer, stream: av.VideoStream, limit: int = 0) -> Packets:
+def read_packets(container: InputContainer, stream: VideoStream, limit: int = 0) -> Packets:
     """Read packets (all, or the first `limit` that are shown) from where the container stands; nothing is decoded."""
     rows, note, seen, step = [], "", 0, _guessed_step(stream)
     try:
@@ -117,7 +120,7 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
             seen += not packet.is_discard
             if limit and seen >= limit:
                 break
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         note = f"the file breaks after {len(rows)} packets: {reason(error)}"
     n = len(rows)
     pts, dts = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -135,9 +138,14 @@ def read_packets(container: av.container.InputContainer, stream: av.VideoStream,
     return Packets(pts, dts, duration, key, hidden, shown, timed, ascending, note)
 
 
-def _guessed_step(stream: av.VideoStream) -> float:
+def time_base_of(stream: VideoStream) -> Fraction:
+    """Seconds per tick."""
+    return stream.time_base or Fraction(1, 25)
+
+
+def _guessed_step(stream: VideoStream) -> float:
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return float(1 / (rate * stream.time_base))
+    return float(1 / (rate * time_base_of(stream)))
 
 
 def _joined_length(packets: Packets, step: int) -> int:
@@ -147,21 +155,18 @@ def _joined_length(packets: Packets, step: int) -> int:
     return sum(int(pts.max() - pts.min()) + (int(duration[pts.argmax()]) or step) for pts, duration in pieces)
 
 
-def first_frame(path: str) -> av.VideoFrame:
+def first_frame(path: str, container: InputContainer, stream: VideoStream) -> VideoFrame:
     """The first frame that decodes: size, rotation and pixel format are known for sure only from it."""
-    with open_container(path) as container:
-        stream = first_video_stream(path, container)
-        stream.thread_count = 1
-        problem: BaseException | None = None
-        try:
-            for packet in demux(container, stream):
-                try:
-                    for frame in packet.decode():
-                        return frame
-                except av.FFmpegError as error:
-                    problem = error
-        except (av.FFmpegError, OSError) as error:
-            problem = error
+    problem: BaseException | None = None
+    try:
+        for packet in container.demux(stream):
+            try:
+                for frame in stream.decode(packet):
+                    return frame
+            except FFmpegError as error:
+                problem = error
+    except (FFmpegError, OSError) as error:
+        problem = error
     why = f": {reason(problem)}" if problem else ""
     raise VideoError(f"{path}: not a single frame can be decoded{why}")
 
@@ -170,93 +175,150 @@ def first_frame(path: str) -> av.VideoFrame:
 class Layout:
     """Where the frames of a file lie.
 
-    key_ticks: int64 (K,), decoding (mp4, mov) or presentation time of each key frame, ascending; empty where seeking by
+    indexed: mp4 and mov, whose index lists every frame.
+    key_ticks: int64 (K,), when each key frame is decoded (indexed) or shown (else), ascending; empty where seeking by
         time is not exact, so that a reader must go through the file from its start.
-    slack_seconds: a frame counts as on screen from this long before its time stamp, see `VideoReader`.
+    slack_seconds: see `VideoReader`.
     untimed_step: None, or the ticks between frames of a stream that carries no time stamps at all.
+    edited: an edit list hides some of the frames.
+    ascending: time never jumps back.
     """
 
     info: VideoInfo
     time_base: Fraction
+    indexed: bool
     key_ticks: np.ndarray
-    keyed_by_dts: bool
     slack_seconds: float
     untimed_step: float | None
-    # What decides which decoder may read the file.
     edited: bool
     ascending: bool
     num_video_streams: int
     field_order: int
-    codec_tag: str
-    damage: tuple[str, ...] = field(default=())
+    damage: tuple[str, ...]
 
 
-def probe_layout(path: str, container: av.container.InputContainer, stream: av.VideoStream) -> Layout:
-    """Layout of an opened file. Moves the container; the caller seeks or opens anew. VideoError: no frame decodes."""
-    base = stream.time_base
-    damage: list[str] = []
+@dataclass(frozen=True)
+class _Survey:
+    """What is known of a stream without decoding. Ticks of the stream's time base."""
+
+    num_frames: int
+    start: int  # of the first frame
+    stop: int  # end of the last frame
+    gaps: np.ndarray  # int64: from each frame to the next
+    key_ticks: np.ndarray
+    edited: bool
+    ascending: bool
+    untimed_step: float | None
+    damage: tuple[str, ...]
+
+
+def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> Layout:
+    """Layout of a file that was just opened. Moves the container. VideoError: not a single frame decodes."""
+    base = time_base_of(stream)
     indexed = container.format.name.startswith("mov") and stream.frames > 0 and len(stream.index_entries) > 0
     if indexed:
-        entries = [(e.timestamp, e.is_keyframe, e.is_discard, e.pos + e.size) for e in stream.index_entries]
-        ticks = np.array([e[0] for e in entries], np.int64)
-        size = os.path.getsize(path)
-        there = np.array([e[3] <= size for e in entries], bool)
-        if not there.all():
-            damage.append(f"the file is cut off: {int((~there).sum())} of {len(there)} frames are missing at its end")
-        shown = there & ~np.array([e[2] for e in entries], bool)
-        keys = np.array([e[1] for e in entries], bool) & there
-        num_frames, edited = int(shown.sum()), bool((there & ~shown).any())
-        head = read_packets(container, stream, limit=32)
-        tail = head
-        if num_frames > 32:
-            # Shown last does not mean stored last, but no encoder reorders over more than 16 pictures.
-            container.seek(int(ticks[np.flatnonzero(shown)[-32]]), stream=stream, any_frame=True)
-            tail = read_packets(container, stream)
-        gaps = np.diff(ticks[there])
-        key_ticks, by_dts, untimed, ascending = ticks[keys], True, None, True
-        ends = (head.pts[~head.hidden], tail.pts[~tail.hidden], tail.duration[~tail.hidden])
+        survey = _survey_index(path, container, stream)
+        container.seek(stream.index_entries[0].timestamp, stream=stream)
+        frame = first_frame(path, container, stream)
     else:
-        packets = read_packets(container, stream)
-        if packets.note:
-            damage.append(packets.note)
-        if missing := missing_bytes(path):
-            damage.append(f"the file is cut off: {missing} bytes or more are missing at its end")
-        pts = np.sort(packets.pts[packets.shown])
-        num_frames, edited = int(packets.shown.sum()), bool((~packets.shown).any())
-        untimed = None if packets.timed else _guessed_step(stream)
-        exact = container.format.name.split(",")[0] in ("mov", "matroska", "mpegts")
-        usable = exact and packets.ascending and packets.timed
-        key_ticks = np.sort(packets.pts[packets.key]) if usable else np.zeros(0, np.int64)
-        gaps, by_dts, ascending = np.diff(pts), False, packets.ascending
-        ends = (pts, packets.pts[packets.shown], packets.duration[packets.shown])
-    if not num_frames or not len(ends[0]) or not len(ends[1]):
-        raise VideoError(f"{path}: holds a video stream without a single frame")
-    step = _guessed_step(stream)
-    start, last = int(ends[0].min()), int(ends[1].argmax())
-    stop = int(ends[1][last]) + (int(ends[2][last]) or round(step))
-    if not indexed and packets.timed and not packets.ascending:
-        stop = start + _joined_length(packets, round(step))
-    frame = first_frame(path)
+        survey = _survey_packets(path, container, stream)
+        with open_container(path) as again:
+            frame = first_frame(path, again, first_video_stream(path, again))
     turned = round(frame.rotation / 90) * 90 % 360
     width, height = (frame.height, frame.width) if turned % 180 else (frame.width, frame.height)
-    tolerance = max(1.5, 0.01 * float(np.median(gaps))) if len(gaps) else 0.0
-    variable = bool(len(gaps)) and bool((np.abs(gaps - np.median(gaps)) > tolerance).any())
-    duration = to_seconds(stop - start, base)
-    if duration > num_frames * MAX_FRAME_SECONDS:
-        raise VideoError(f"{path}: its clock is broken: {num_frames} frames are to fill {duration / 3600:.0f} hours")
-    fps = num_frames / duration if duration > 0 else 0.0
-    if (rate := stream.average_rate) and not variable and abs(duration * float(rate) / num_frames - 1) < 0.02:
+    usual = float(np.median(survey.gaps)) if len(survey.gaps) else 0.0
+    variable = bool((np.abs(survey.gaps - usual) > max(1.5, 0.01 * usual)).any())
+    if survey.stop <= survey.start:
+        raise VideoError(f"{path}: its time stamps make no sense: it would last {survey.stop - survey.start} ticks")
+    duration = to_seconds(survey.stop - survey.start, base)
+    fps = survey.num_frames / duration
+    if (rate := stream.average_rate) and not variable and abs(float(rate) / fps - 1) < 0.02:
         fps = float(rate)  # exact, where the container's rounded times are not
-    tick = float(base)
     info = VideoInfo(
-        path=path, container=container.format.name.split(",")[0], codec=stream.codec_context.codec.name,
-        pixel_format=frame.format.name, width=width, height=height, rotation_degrees=turned, num_frames=num_frames,
-        start_seconds=to_seconds(start, base), duration_seconds=duration, average_fps=fps,
-        variable_frame_rate=variable, has_audio=len(container.streams.audio) > 0,
-    )  # fmt: skip
+        path=path,
+        container=container.format.name.split(",")[0],
+        codec=stream.codec_context.codec.name,
+        pixel_format=frame.format.name,
+        width=width,
+        height=height,
+        rotation_degrees=turned,
+        num_frames=survey.num_frames,
+        start_seconds=to_seconds(survey.start, base),
+        duration_seconds=duration,
+        average_fps=fps,
+        variable_frame_rate=variable,
+        has_audio=len(container.streams.audio) > 0,
+    )
     return Layout(
-        info=info, time_base=base, key_ticks=key_ticks, keyed_by_dts=by_dts,
-        slack_seconds=min(tick / 2, MAX_SLACK_SECONDS) + 1e-6, untimed_step=untimed, edited=edited, ascending=ascending,
-        num_video_streams=len(video_streams(container)), field_order=stream.codec_context.field_order,
-        codec_tag=stream.codec_context.codec_tag, damage=tuple(damage),
-    )  # fmt: skip
+        info=info,
+        time_base=base,
+        indexed=indexed and len(survey.key_ticks) > 0,
+        key_ticks=survey.key_ticks,
+        slack_seconds=min(float(base) / 2, MAX_SLACK_SECONDS) + 1e-6,
+        untimed_step=survey.untimed_step,
+        edited=survey.edited,
+        ascending=survey.ascending,
+        num_video_streams=len(video_streams(container)),
+        field_order=stream.codec_context.field_order,
+        damage=survey.damage,
+    )
+
+
+def _survey_index(path: str, container: InputContainer, stream: VideoStream) -> _Survey:
+    """From the index of mp4 and mov, which gives decoding times, and from the first and last packets."""
+    entries = [(e.timestamp, e.is_keyframe, e.is_discard, e.pos + e.size) for e in stream.index_entries]
+    size = os.path.getsize(path)
+    there = np.array([entry[3] <= size for entry in entries], bool)
+    missing = int((~there).sum())
+    damage = (f"the file is cut off: {missing} of {len(there)} frames are missing at its end",) if missing else ()
+    ticks = np.array([entry[0] for entry in entries], np.int64)
+    shown = there & ~np.array([entry[2] for entry in entries], bool)
+    if not shown.any():
+        raise VideoError(f"{path}: holds a video stream without a single frame{': ' + damage[0] if damage else ''}")
+    # Shown first or last does not mean stored first or last, but no encoder reorders over more than 16 pictures.
+    head = tail = read_packets(container, stream, limit=32)
+    if shown.sum() > 32:
+        container.seek(int(ticks[np.flatnonzero(shown)[-32]]), stream=stream, any_frame=True)
+        tail = read_packets(container, stream)
+    first, last = head.pts[~head.hidden], np.where(tail.hidden, np.iinfo(np.int64).min, tail.pts)
+    if not len(first) or tail.hidden.all():
+        raise VideoError(f"{path}: the index of its frames leads nowhere")
+    keys = np.array([entry[1] for entry in entries], bool) & there
+    return _Survey(
+        num_frames=int(shown.sum()),
+        start=int(first.min()),
+        stop=int(last.max()) + (int(tail.duration[last.argmax()]) or round(_guessed_step(stream))),
+        gaps=np.diff(ticks[there]),
+        key_ticks=ticks[keys],
+        edited=bool((there & ~shown).any()),
+        ascending=True,
+        untimed_step=None,
+        damage=damage,
+    )
+
+
+def _survey_packets(path: str, container: InputContainer, stream: VideoStream) -> _Survey:
+    """From all packets of the file."""
+    packets = read_packets(container, stream)
+    if not packets.shown.any():
+        why = f": {packets.note}" if packets.note else ""
+        raise VideoError(f"{path}: holds a video stream without a single frame{why}")
+    step = round(_guessed_step(stream))
+    pts, duration = packets.pts[packets.shown], packets.duration[packets.shown]
+    start, stop = int(pts.min()), int(pts.max()) + (int(duration[pts.argmax()]) or step)
+    if packets.timed and not packets.ascending:
+        stop = start + _joined_length(packets, step)
+    # Seeking by time lands where it should in these containers only.
+    exact = container.format.name.split(",")[0] in ("mov", "matroska", "mpegts")
+    usable = exact and packets.ascending and packets.timed
+    return _Survey(
+        num_frames=len(pts),
+        start=start,
+        stop=stop,
+        gaps=np.diff(np.sort(pts)),
+        key_ticks=np.sort(packets.pts[packets.key]) if usable else np.zeros(0, np.int64),
+        edited=bool(packets.hidden.any()),
+        ascending=packets.ascending,
+        untimed_step=None if packets.timed else _guessed_step(stream),
+        damage=(packets.note,) if packets.note else (),
+    )
