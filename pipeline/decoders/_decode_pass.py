@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 
 from ..video import VideoError
-from ._container import Layout, first_video_stream, open_container, reason, to_seconds
+from ._container import Layout, demux, first_video_stream, open_container, reason, to_seconds
 
 MAX_QUEUED_BYTES = 64 << 20
 MAX_NOTES = 20

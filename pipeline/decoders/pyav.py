@@ -10,6 +10,7 @@ import numpy as np
 from ..types import Frames
 from ..video import VideoInfo, VideoReader, check_batch
 from ._container import Layout, first_video_stream, open_container, probe_layout, to_seconds
+from ._decode_pass import DecodePass
 from ._pixels import Batch, Scaler
 
 # Passes of a parent process: a forked child cannot use or free them, decoding threads were not forked.

@@ -1,8 +1,8 @@
 """torchcodec (optional): PyTorch's decoder, taken only when asked for by name.
 
 Native pixels of 8-bit video equal those of the other decoders bit for bit; those of deep and of odd-sized video lie
-less than one grey level off on average. It hands over RGB only, so scaled pictures are made from RGB, by the same kernel:
-1 to 1.5 grey levels from those of the other decoders, which scale before they convert. So `auto` does not take it.
+less than one grey level off on average. It hands over RGB only, so scaled pictures are made from RGB, by the same
+kernel: 1 to 1.5 grey levels from those of the other decoders, which scale before they convert. So `auto` does not take it.
 """
 
 from __future__ import annotations
