@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -74,7 +75,7 @@ def first_video_stream(path: str, container: InputContainer) -> VideoStream:
     return streams[0]
 
 
-def demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The stream's packets from where the container stands; those of streams that appear on the way are passed over."""
     while True:
         try:
@@ -159,7 +160,7 @@ def first_frame(path: str, container: InputContainer, stream: VideoStream) -> Vi
     """The first frame that decodes: size, rotation and pixel format are known for sure only from it."""
     problem: BaseException | None = None
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             try:
                 for frame in stream.decode(packet):
                     return frame
@@ -231,6 +232,9 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
     if survey.stop <= survey.start:
         raise VideoError(f"{path}: its time stamps make no sense: it would last {survey.stop - survey.start} ticks")
     duration = to_seconds(survey.stop - survey.start, base)
+    if duration > survey.num_frames * MAX_FRAME_SECONDS:
+        hours = duration / 3600
+        raise VideoError(f"{path}: its clock is broken: {survey.num_frames} frames are to fill {hours:.0f} hours")
     fps = survey.num_frames / duration
     if (rate := stream.average_rate) and not variable and abs(float(rate) / fps - 1) < 0.02:
         fps = float(rate)  # exact, where the container's rounded times are not
@@ -303,6 +307,9 @@ def _survey_packets(path: str, container: InputContainer, stream: VideoStream) -
     if not packets.shown.any():
         why = f": {packets.note}" if packets.note else ""
         raise VideoError(f"{path}: holds a video stream without a single frame{why}")
+    damage = [packets.note] if packets.note else []
+    if missing := missing_bytes(path):
+        damage.append(f"the file is cut off: {missing} bytes or more are missing at its end")
     step = round(_guessed_step(stream))
     pts, duration = packets.pts[packets.shown], packets.duration[packets.shown]
     start, stop = int(pts.min()), int(pts.max()) + (int(duration[pts.argmax()]) or step)
@@ -320,5 +327,5 @@ def _survey_packets(path: str, container: InputContainer, stream: VideoStream) -
         edited=bool(packets.hidden.any()),
         ascending=packets.ascending,
         untimed_step=None if packets.timed else _guessed_step(stream),
-        damage=(packets.note,) if packets.note else (),
+        damage=tuple(damage),
     )

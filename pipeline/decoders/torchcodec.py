@@ -2,7 +2,7 @@
 
 Native pixels of 8-bit video equal those of the other decoders bit for bit; those of deep and of odd-sized video lie
 less than one grey level off on average. It hands over RGB only, so scaled pictures are made from RGB, by the same
-kernel: 1 to 1.5 grey levels from those of the other decoders, which scale before they convert. So `auto` does not take it.
+kernel: 1 to 1.5 grey levels from those of the other decoders, which scale before they convert. So `auto` passes it by.
 """
 
 from __future__ import annotations
