@@ -71,7 +71,8 @@ def test_every_command_has_help_with_its_defaults(command, capsys):
         assert action.help, f"{command}: {action.dest} has no help"
         if action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS):
             default = action.default if isinstance(action.default, list | tuple) else [action.default]
-            assert all(str(value) in shown for value in default), f"{command}: {action.dest} hides its default"
+            written = [f"{value:g}" if isinstance(value, float) else str(value) for value in default]
+            assert all(word in shown for word in written), f"{command}: {action.dest} hides its default"
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
