@@ -148,31 +148,27 @@ class FlowEntries:
         self._watch = watch
         self._frames: deque[Entry] = deque()  # frames whose stack is not complete
         self._fields: deque[np.ndarray] = deque()
+        self._last = quantise(np.zeros((plan.crop, plan.crop, 2), np.float32))
 
     def push(self, frame: Entry) -> Iterator[Entry]:
         with self._watch("flow"):
             for flow in self._stream.push(frame.data[None]):
-                self._fields.append(self._quantise(centre_crop(flow, self._crop)))
+                self._last = self._quantise(centre_crop(flow, self._crop))
+                self._fields.append(self._last)
         self._frames.append(frame)
         if len(self._fields) == self._stack:
             yield self._entry(frame.stop_seconds)
 
     def finish(self) -> Iterator[Entry]:
-        if not self._frames:
-            return
-        if not self._fields:
-            self._fields.append(self._quantise(np.zeros((self._crop, self._crop, 2), np.float32)))
-        stop_seconds = self._frames[-1].stop_seconds
+        stop_seconds = self._frames[-1].stop_seconds if self._frames else 0.0
         while self._frames:
-            while len(self._fields) < self._stack:
-                self._fields.append(self._fields[-1])
+            self._fields.extend([self._last] * (self._stack - len(self._fields)))
             yield self._entry(stop_seconds)
 
     def _entry(self, stop_seconds: float) -> Entry:
         frame = self._frames.popleft()
-        data = np.concatenate(list(self._fields), axis=-1) if self._stack > 1 else self._fields[0]
-        if len(self._fields) > 1 or len(self._frames) > 0:
-            self._fields.popleft()
+        data = np.concatenate(self._fields, axis=-1) if self._stack > 1 else self._fields[0]
+        self._fields.popleft()
         return Entry(data, frame.start_seconds, stop_seconds, frame.on_screen_seconds)
 
 

@@ -119,6 +119,7 @@ def test_flow_has_as_many_entries_as_frames(video: Path) -> None:
         for part in range(5):
             single = rows[0][min(t + part, 48)].entries[0].data
             np.testing.assert_array_equal(rows[1][t].entries[0].data[..., 2 * part : 2 * part + 2], single)
+    np.testing.assert_array_equal(rows[0][49].entries[0].data, rows[0][48].entries[0].data)
     # a row says how far it looked: one frame further for each field
     assert rows[0][3].stop_seconds == pytest.approx(5 / 25) and rows[1][3].stop_seconds == pytest.approx(9 / 25)
 
