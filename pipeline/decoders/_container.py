@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..video import VideoError, VideoInfo
+from ._cut_off import missing_bytes
 
 # A time stamp rounded to the container's ticks may lie up to half a tick after the time that it stands for.
 MAX_SLACK_SECONDS = 0.0005
