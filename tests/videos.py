@@ -154,7 +154,7 @@ def ffmpeg(*arguments: str | Path, stdin: bytes | None = None) -> bytes:
 def ffmpeg_frames(path: str | Path, size: tuple[int, int], *before_input: str) -> np.ndarray:
     """What the ffmpeg program itself shows: uint8 (T, H, W, 3), each decoded frame once. size: (width, height)."""
     raw = ffmpeg(*before_input, "-i", path, "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo",
-                 "-sws_flags", "bicubic+accurate_rnd+full_chroma_int", "-pix_fmt", "rgb24", "-")  # fmt: skip
+                 "-pix_fmt", "rgb24", "-")  # fmt: skip
     return np.frombuffer(raw, np.uint8).reshape(-1, size[1], size[0], 3)
 
 

@@ -110,6 +110,12 @@ class Packets:
     ascending: bool  # no jump back in decoding time: seeking by time is unambiguous
     note: str = ""  # why reading stopped before the end of the file, if it did
 
+    @property
+    def open_groups(self) -> bool:
+        """Some pictures are stored behind a key frame, shown before it and lean on what comes before it."""
+        last_key = np.maximum.accumulate(np.where(self.key, np.arange(len(self.key)), 0))
+        return bool((self.pts < self.pts[last_key]).any())
+
 
 def read_packets(container: InputContainer, stream: VideoStream, limit: int = 0) -> Packets:
     """Read packets (all, or the first `limit` that are shown) from where the container stands; nothing is decoded."""

@@ -10,7 +10,15 @@ import numpy as np
 
 from ..types import Frames
 from ..video import VideoReader, check_batch, scaled_size
-from ._container import Layout, first_video_stream, open_container, probe_layout, read_packets, ticks_to_seconds
+from ._container import (
+    Layout,
+    Packets,
+    first_video_stream,
+    open_container,
+    probe_layout,
+    read_packets,
+    ticks_to_seconds,
+)
 from ._pixels import MAX_BATCH_BYTES
 
 
@@ -26,17 +34,17 @@ class IndexedReader(VideoReader):
         with open_container(self.path) as container:
             stream = first_video_stream(self.path, container)
             self._layout: Layout = probe_layout(self.path, container, stream)
-        if why := self.why_not(self._layout):
-            raise ValueError(f"{self.path}: {self.decoder} cannot be trusted with this file: {why}; use decoder='pyav'")
         with open_container(self.path) as container:
             packets = read_packets(container, first_video_stream(self.path, container))
+        if why := self.why_not(self._layout, packets):
+            raise ValueError(f"{self.path}: {self.decoder} cannot be trusted with this file: {why}; use decoder='pyav'")
         self.info = self._layout.info
         self.slack_seconds = self._layout.slack_seconds
         self._pts_seconds = ticks_to_seconds(np.sort(packets.pts[packets.shown]), self._layout.time_base)
 
     @classmethod
     @abstractmethod
-    def why_not(cls, layout: Layout) -> str | None:
+    def why_not(cls, layout: Layout, packets: Packets) -> str | None:
         """Why this decoder would not give the right frames of such a file; None: it does."""
 
     @abstractmethod

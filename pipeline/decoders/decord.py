@@ -1,8 +1,9 @@
 """decord 0.6: fast on ordinary files, wrong on others; used only where its frames and pixels were found equal.
 
-Measured against FFmpeg: with edit lists it shows hidden frames, of interlaced and of AVI files it gives wrong ones, it
-cannot open MPEG-TS, GIF and raw streams, VP9 fails now and then, turned, odd-sized and deep pictures come out with
-other pixels. Damaged files may hang or crash the process, and where frames are lost it repeats others in silence.
+Measured against FFmpeg: with edit lists it shows hidden frames, of interlaced and AVI files and of open groups of
+pictures it gives wrong ones, it cannot open MPEG-TS, GIF and raw streams, VP9 fails now and then, turned, odd-sized and
+deep pictures come out with other pixels. Damaged files may hang or crash the process, and where frames are lost it
+repeats others in silence, unless it is told to raise. All those are refused here.
 
 decord is imported on first use: loaded before torch it can crash CUDA, so torch, where it is used, must come first.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..video import VideoError, scaled_size
-from ._container import PROGRESSIVE, Layout
+from ._container import PROGRESSIVE, Layout, Packets
 from ._indexed import IndexedReader
 
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
@@ -45,7 +46,7 @@ class DecordReader(IndexedReader):
         self._reader((-1, -1))
 
     @classmethod
-    def why_not(cls, layout: Layout) -> str | None:
+    def why_not(cls, layout: Layout, packets: Packets) -> str | None:
         info = layout.info
         if info.container not in CONTAINERS:
             return f"it reads {' and '.join(CONTAINERS)} files right, not {info.container}"
@@ -53,6 +54,8 @@ class DecordReader(IndexedReader):
             return f"it reads {' and '.join(CODECS)} right, not {info.codec}"
         if layout.edited:
             return "an edit list hides some of its frames, and decord shows them"
+        if packets.open_groups:
+            return "pictures before some of its key frames lean on ones before those, and decord jumps into the middle"
         if layout.num_video_streams > 1:
             return "it holds several video streams, and decord may take another one than the first"
         if layout.field_order not in PROGRESSIVE:

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from ..video import VideoError
-from ._container import PROGRESSIVE, Layout
+from ._container import PROGRESSIVE, Layout, Packets
 from ._indexed import IndexedReader
 from ._pixels import Scaler
 
@@ -38,7 +38,7 @@ class TorchCodecReader(IndexedReader):
         self._opened()
 
     @classmethod
-    def why_not(cls, layout: Layout) -> str | None:
+    def why_not(cls, layout: Layout, packets: Packets) -> str | None:
         if layout.info.container not in CONTAINERS:
             return f"it reads {', '.join(CONTAINERS)} files right, not {layout.info.container}"
         if layout.field_order not in PROGRESSIVE:
