@@ -149,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
         near = get_close_matches(args.decoder, DECODERS, n=1)
         raise ValueError(f"--decoder is {args.decoder!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
                          f"there are {', '.join(DECODERS)}")  # fmt: skip
-    fps = _fps(args.fps)
+    fps = parse_fps(args.fps)
     videos = find_videos(args.paths, args.root)
     if not videos:
         raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
@@ -164,7 +164,8 @@ def main(args: argparse.Namespace) -> int:
     return job.run()
 
 
-def _fps(text: str | None) -> float | str | None:
+def parse_fps(text: str | None) -> float | str | None:
+    """The value of --fps."""
     if text is None or text == "native":
         return text
     try:

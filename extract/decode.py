@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
-from ..pipeline import VideoError, VideoReader, open_video
+from ..pipeline import Frames, VideoError, VideoReader, open_video
+from ..pipeline.audio import SpectrogramStream
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
+from .clips import ClipRow, Entry, FlowEntries, Windows
 from .plan import ClipPlan, Task
 
 
@@ -47,33 +50,6 @@ class Stopwatch:
             self._stack.append(stage)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a clip: its pixels (H, W, C) and the half-open interval of the video that it looks at."""
-
-    data: np.ndarray
-    start_seconds: float
-    stop_seconds: float
-    on_screen_seconds: float = 0.0
-    heard: bool = True
-
-
-@dataclass(frozen=True)
-class ClipRow:
-    """One row of an output before the model: the clip's entries and the interval they look at."""
-
-    row: int
-    entries: list[Entry]
-    start_seconds: float
-    stop_seconds: float
-    boxes: BoxTracks | None = None
-
-    @property
-    def heard(self) -> bool:
-        """False where the clip's sound is silence that was made up: no audio stream there."""
-        return any(entry.heard for entry in self.entries)
-
-
 @dataclass
 class Outcome:
     """How a task ended. rows: clips sent per plan. notes: damage that was met on the way; the rest was read."""
@@ -88,88 +64,6 @@ class Outcome:
     frames: int = 0
     video_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
-
-
-class Windows:
-    """Cuts a row of entries into clips of T entries, S apart; holds no more than T entries."""
-
-    def __init__(self, plan: ClipPlan) -> None:
-        self._plan = plan
-        self._held: deque[Entry] = deque()
-        self._first = 0  # index of _held[0]
-        self._row = 0
-        self._seen = 0
-
-    def push(self, entry: Entry) -> Iterator[ClipRow]:
-        plan = self._plan
-        if self._seen >= self._row * plan.stride:  # with stride > frames, entries between clips are not held
-            if not self._held:
-                self._first = self._seen
-            self._held.append(entry)
-        self._seen += 1
-        if self._held and len(self._held) == plan.entries:
-            yield self._clip(list(self._held))
-
-    def finish(self) -> Iterator[ClipRow]:
-        """The padded clips at the end."""
-        wanted = self._plan.num_clips(self._seen) if self._seen else 0
-        while self._row < wanted and self._held:
-            entries = list(self._held)
-            entries += [entries[-1]] * (self._plan.entries - len(entries))
-            yield self._clip(entries)
-
-    def _clip(self, entries: list[Entry]) -> ClipRow:
-        row = ClipRow(self._row, entries, entries[0].start_seconds, max(entry.stop_seconds for entry in entries))
-        self._row += 1
-        while self._held and self._first < self._row * self._plan.stride:
-            self._held.popleft()
-            self._first += 1
-        return row
-
-    @property
-    def rows(self) -> int:
-        return self._row
-
-
-class FlowEntries:
-    """Turns frames into stacks of L flow fields: entry k has the fields k to k+1, ..., k+L-1 to k+L.
-
-    The entries at the end repeat the last field; a single frame has no motion: zero. So there are as many entries as
-    frames, and rows of rgb and flow fall on the same grid.
-    """
-
-    def __init__(self, plan: ClipPlan, watch: Stopwatch) -> None:
-        from ..pipeline.flow import FlowComputer, quantise
-
-        self._stream = FlowComputer(plan.flow_method).stream()
-        self._quantise = quantise
-        self._crop = plan.crop
-        self._stack = plan.flow_stack
-        self._watch = watch
-        self._frames: deque[Entry] = deque()  # frames whose stack is not complete
-        self._fields: deque[np.ndarray] = deque()
-        self._last = quantise(np.zeros((plan.crop, plan.crop, 2), np.float32))
-
-    def push(self, frame: Entry) -> Iterator[Entry]:
-        with self._watch("flow"):
-            for flow in self._stream.push(frame.data[None]):
-                self._last = self._quantise(centre_crop(flow, self._crop))
-                self._fields.append(self._last)
-        self._frames.append(frame)
-        if len(self._fields) == self._stack:
-            yield self._entry(frame.stop_seconds)
-
-    def finish(self) -> Iterator[Entry]:
-        stop_seconds = self._frames[-1].stop_seconds if self._frames else 0.0
-        while self._frames:
-            self._fields.extend([self._last] * (self._stack - len(self._fields)))
-            yield self._entry(stop_seconds)
-
-    def _entry(self, stop_seconds: float) -> Entry:
-        frame = self._frames.popleft()
-        data = np.concatenate(self._fields, axis=-1) if self._stack > 1 else self._fields[0]
-        self._fields.popleft()
-        return Entry(data, frame.start_seconds, stop_seconds, frame.on_screen_seconds)
 
 
 def decode_task(
@@ -236,7 +130,7 @@ def _decode_frames(
         for index in indices
         if plans[index].stream == "flow" and not plans[index].flow_on_device
     }
-
+    flow_entries = {index: count() for index in flows}
     tracks = {} if boxes is None else {i: limit_instances(boxes, plans[i].instances) for i in indices}
     regions: dict[int, tuple[float, float, float, float]] = {}
 
@@ -247,56 +141,76 @@ def _decode_frames(
                 row = replace(row, boxes=crop_boxes(boxes_at(tracks[index], shown), regions[index]))
             emit(index, row)
 
-    def take(index: int, frame: np.ndarray, start: float, end: float, shown: float) -> None:
-        plan = plans[index]
+    def take(taker: Taker, frame: np.ndarray, shown: float) -> None:
+        index = taker.plan
+        plan, window = plans[index], windows[index]
         if index not in regions:
             regions[index] = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
         if index in flows:
-            for entry in flows[index].push(Entry(frame, start, end, shown)):
-                send(index, windows[index].push(entry))
+            for entry in flows[index].push(Entry(frame, taker.start_seconds, taker.stop_seconds, shown)):
+                send(index, window.push(entry, next(flow_entries[index])))
         else:
-            send(index, windows[index].push(Entry(centre_crop(frame, plan.crop), start, end, shown)))
+            entry = Entry(centre_crop(frame, plan.crop), taker.start_seconds, taker.stop_seconds, shown)
+            send(index, window.push(entry, taker.entry))
 
-    ended = first
-    frames = _shown_frames(reader, plans, indices, sides, first, stop, watch, beat)
+    # Flow runs from frame to frame: its plans take every entry of their grid. The others leave out what is in no clip.
+    needed: dict[int, Callable[[int], bool]] = {i: windows[i].wants for i in indices} | {i: _all for i in flows}
+    ended, broken = first, False
     try:
-        for wanted, pictures, start, end, shown in frames:
+        for takers, pictures, shown in _shown_frames(reader, plans, needed, sides, first, stop, watch, beat):
             outcome.frames += 1
-            for index in wanted:
-                take(index, pictures[sides.index(plans[index].resize_side)], start[index], end[index], shown)
-            ended = max(ended, *end.values())
+            for taker in takers:
+                take(taker, pictures[sides.index(plans[taker.plan].resize_side)], shown)
+                ended = max(ended, taker.stop_seconds)
     except VideoError as error:
         if not outcome.frames:
             raise
+        broken = True
         outcome.notes.append(f"reading stopped at {ended:.3f} s of {stop:.3f} s: {error}")
     for index in indices:
         if index in flows:
             for entry in flows[index].finish():
-                send(index, windows[index].push(entry))
+                send(index, windows[index].push(entry, next(flow_entries[index])))
         send(index, windows[index].finish())
         outcome.rows[index] = windows[index].rows
     if not all(outcome.rows.values()):
         raise VideoError("no frame could be read")
     outcome.notes.extend(getattr(reader, "damage", []))
-    return ended
+    return ended if broken else stop
 
 
-Shown = tuple[list[int], list[np.ndarray], dict[int, float], dict[int, float], float]
+def _all(_entry: int) -> bool:
+    return True
+
+
+class Taker(NamedTuple):
+    """A plan that takes a frame, as which entry of its grid, and the interval that the entry stands for."""
+
+    plan: int
+    entry: int
+    start_seconds: float
+    stop_seconds: float
+
+
+Shown = tuple[list[Taker], list[np.ndarray], float]
 
 
 def _shown_frames(
     reader: VideoReader,
     plans: tuple[ClipPlan, ...],
-    indices: list[int],
+    needed: dict[int, Callable[[int], bool]],
     sides: list[int],
     first: float,
     stop: float,
     watch: Stopwatch,
     beat: Callable[[], None],
 ) -> Iterator[Shown]:
-    """(plans that take it, the frame at each side, entry start and stop per plan, time on screen), in order of time."""
+    """(who takes it, the frame at each side, when it came on screen), in order of time.
 
-    def timed(batches: Iterator[tuple]) -> Iterator[tuple]:
+    needed: per plan, which entries of its grid it takes.
+    """
+
+    def timed(batches: Iterator[tuple[Frames, ...]]) -> Iterator[tuple[Frames, ...]]:
         while True:
             with watch("decode"):
                 batch = next(batches, None)
@@ -305,74 +219,71 @@ def _shown_frames(
                 return
             yield batch
 
-    native = [index for index in indices if plans[index].fps is None]
-    gridded = [index for index in indices if plans[index].fps is not None]
-
-    def grid(index: int) -> Iterator[tuple[float, int, int]]:
-        fps = plans[index].fps or 1.0
+    def grid(index: int, fps: float) -> Iterator[tuple[float, Taker]]:
         for k in count():
             moment = first + k / fps
             if moment >= stop - 1e-6 / fps and k:
                 return
-            yield moment, index, k
+            if needed[index](k):
+                yield moment, Taker(index, k, moment, min(first + (k + 1) / fps, stop))
 
-    def ends(index: int, k: int) -> float:
-        return min(first + (k + 1) / (plans[index].fps or 1.0), stop)
-
-    wanted = heapq.merge(*[grid(index) for index in gridded])
-    if not native:
+    native = [index for index in needed if plans[index].fps is None]
+    wanted = heapq.merge(*[grid(index, plans[index].fps or 1.0) for index in needed if plans[index].fps is not None])
+    if native:
+        yield from _every_frame(timed(iter(reader.all_frames(sides, first))), native, needed, wanted, stop)
+    else:
         # Only the frames on the grids are converted; plans that want the same time share the frame.
-        pending: deque[tuple[float, list[tuple[int, int]]]] = deque()
-
-        def moments() -> Iterator[float]:
-            for moment, index, k in wanted:
-                if pending and pending[-1][0] == moment:
-                    pending[-1][1].append((index, k))
-                    continue
-                pending.append((moment, [(index, k)]))
-                # `heapq.merge` gives equal times in a row, but a consumer may read the queue between them: hold one
-                # back.
-                if len(pending) > 1:
-                    yield pending[-2][0]
-            if pending:
-                yield pending[-1][0]
-
-        for sized in timed(iter(reader.select(moments(), sides))):
+        pending: deque[tuple[float, list[Taker]]] = deque()
+        for sized in timed(iter(reader.select(_moments(wanted, pending), sides))):
             for position, shown in enumerate(sized[0].pts_seconds):
-                moment, takers = pending.popleft()
-                start = {index: moment for index, _ in takers}
-                end = {index: ends(index, k) for index, k in takers}
-                yield (
-                    [index for index, _ in takers],
-                    [frames.data[position] for frames in sized],
-                    start,
-                    end,
-                    float(shown),
-                )
-        return
+                yield pending.popleft()[1], [frames.data[position] for frames in sized], float(shown)
 
-    # Every frame is wanted by some plan; the grids of the others choose among them the frame that is on screen.
+
+def _moments(wanted: Iterator[tuple[float, Taker]], pending: deque[tuple[float, list[Taker]]]) -> Iterator[float]:
+    """Each time once; who wants it is put at the end of `pending` before the time is given."""
+    for moment, taker in wanted:
+        if pending and pending[-1][0] == moment:
+            pending[-1][1].append(taker)
+            continue
+        pending.append((moment, [taker]))
+        # Others may want the same time: it is given only when a later one is known.
+        if len(pending) > 1:
+            yield pending[-2][0]
+    if pending:
+        yield pending[-1][0]
+
+
+def _every_frame(
+    batches: Iterator[tuple[Frames, ...]],
+    native: list[int],
+    needed: dict[int, Callable[[int], bool]],
+    wanted: Iterator[tuple[float, Taker]],
+    stop: float,
+) -> Iterator[Shown]:
+    """Where some plans want every frame, the grids of the others choose among them the one that is on screen."""
     upcoming = next(wanted, None)
-    held: tuple[float, list[np.ndarray]] | None = None
+    frame_number = count()
 
     def give(pictures: list[np.ndarray], pts: float, end_seconds: float) -> Iterator[Shown]:
         nonlocal upcoming
-        yield native, pictures, dict.fromkeys(native, pts), dict.fromkeys(native, end_seconds), pts
+        k = next(frame_number)
+        takers = [Taker(index, k, pts, end_seconds) for index in native if needed[index](k)]
+        if takers:
+            yield takers, pictures, pts
         while upcoming is not None and upcoming[0] < end_seconds:
-            moment, index, k = upcoming
-            yield [index], pictures, {index: moment}, {index: ends(index, k)}, pts
+            yield [upcoming[1]], pictures, pts
             upcoming = next(wanted, None)
 
-    for sized in timed(iter(reader.all_frames(sides, first))):
-        for position, pts in enumerate(sized[0].pts_seconds):
-            pictures = [frames.data[position] for frames in sized]
+    held: tuple[list[np.ndarray], float] | None = None
+    for sized in batches:
+        for position, pts in enumerate(sized[0].pts_seconds.tolist()):
             if held is not None:
-                if held[0] >= stop:
-                    return
-                yield from give(held[1], held[0], min(float(pts), stop))
-            held = (float(pts), pictures)
-    if held is not None and held[0] < stop:
-        yield from give(held[1], held[0], stop)
+                yield from give(*held, min(pts, stop))
+            if pts >= stop:
+                return
+            held = [frames.data[position] for frames in sized], pts
+    if held is not None:
+        yield from give(*held, stop)
 
 
 def _decode_sound(
@@ -386,20 +297,18 @@ def _decode_sound(
     watch: Stopwatch,
 ) -> int:
     """Spectrograms centred on the grid's entries; returns the number of clips."""
-    from ..pipeline.audio import SpectrogramStream
-
     assert plan.fps is not None
     windows = Windows(plan)
     step = 1 / plan.fps
     centres = [first + (k + 0.5) * step for k in range(plan.num_entries(stop - first, 0))]
     with watch("decode"):
         spectrograms = iter(SpectrogramStream(path, plan.audio_preset, centres))
-    for _ in centres:
+    for k in range(len(centres)):
         with watch("decode"):
             cells, heard_start, heard_stop, heard = next(spectrograms)
         beat()
         entry = Entry(cells[..., None], heard_start, heard_stop, heard=heard)
-        for row in windows.push(entry):
+        for row in windows.push(entry, k):
             emit(index, row)
     for row in windows.finish():
         emit(index, row)

@@ -18,6 +18,31 @@ from .settings import Settings, batch_clips, build_runners, num_workers, split_b
 from .sinks import FailureList, StoreSink
 
 
+def settings_of(args: argparse.Namespace, fps: float | str | None) -> Settings:
+    """What the arguments of `actionfuse extract` say about models and sampling."""
+    return Settings(
+        backbones=tuple(args.backbone or Settings.backbones),
+        streams=tuple(args.stream or Settings.streams),
+        weights=tuple(args.weights or Settings.weights),
+        fps=fps,
+        clip_frames=args.clip_frames,
+        clip_stride=args.clip_stride,
+        side=args.side,
+        crop=args.crop,
+        last_clip=args.last_clip,
+        flow_method=args.flow_method,
+        flow_weights=args.flow_weights,
+        flow_stack=args.flow_stack,
+        audio_preset=args.audio_preset,
+        pool=args.pool,
+        layer=args.layer,
+        top=args.top,
+        instances=args.instances if args.boxes is not None else 0,
+        precision=args.precision,
+        device=args.device,
+    )
+
+
 class Job:
     """What the arguments ask for: models built, inputs found."""
 
@@ -28,27 +53,7 @@ class Job:
             from ..pipeline.boxes import read_box_file
 
             self._boxes = read_box_file(args.boxes)
-        self._settings = Settings(
-            backbones=tuple(args.backbone or Settings.backbones),
-            streams=tuple(args.stream or Settings.streams),
-            weights=tuple(args.weights or Settings.weights),
-            fps=fps,
-            clip_frames=args.clip_frames,
-            clip_stride=args.clip_stride,
-            side=args.side,
-            crop=args.crop,
-            last_clip=args.last_clip,
-            flow_method=args.flow_method,
-            flow_weights=args.flow_weights,
-            flow_stack=args.flow_stack,
-            audio_preset=args.audio_preset,
-            pool=args.pool,
-            layer=args.layer,
-            top=args.top,
-            instances=args.instances if args.boxes is not None else 0,
-            precision=args.precision,
-            device=args.device,
-        )
+        self._settings = settings_of(args, fps)
         self._runners, self._recipes = build_runners(self._settings)
         if self._boxes is not None:
             for recipe in self._recipes:

@@ -28,7 +28,8 @@ from multiprocessing.connection import Connection, Pipe, wait
 import numpy as np
 
 from ..pipeline.types import BoxTracks
-from .decode import ClipRow, Outcome, decode_task
+from .clips import ClipRow
+from .decode import Outcome, decode_task
 from .plan import ClipPlan, Task
 
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.

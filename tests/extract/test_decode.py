@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from videos import read_code, write_counting_video
 
-from actionfuse.extract.decode import ClipRow, decode_task
+from actionfuse.extract.clips import ClipRow
+from actionfuse.extract.decode import decode_task
 from actionfuse.extract.plan import ClipPlan, Task
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2.functional import center_crop
 
 from actionfuse.backbones import Backbone, create_backbone, pool_clip
 from actionfuse.extract import extract_features
@@ -27,8 +28,7 @@ def plain_loop(path: Path, backbone: Backbone) -> np.ndarray:
     """One clip at a time, straight from the reader."""
     with open_video(path) as reader:
         frames = np.concatenate([f.data for f in reader.stream(fps=10, short_side=40)])
-    top, left = (frames.shape[1] - 32) // 2, (frames.shape[2] - 32) // 2
-    frames = frames[:, top : top + 32, left : left + 32]
+    frames = center_crop(torch.from_numpy(frames).permute(0, 3, 1, 2), [32, 32]).permute(0, 2, 3, 1).numpy()
     rows = []
     with torch.inference_mode():
         for indices in windows(len(frames), 3, 2, "pad"):

@@ -17,6 +17,7 @@ from actionfuse.pipeline.audio import read_audio, spectrogram
 from actionfuse.pipeline.boxes import BoxRow, box_tracks, boxes_at
 from actionfuse.pipeline.flow import FlowComputer, quantise
 from actionfuse.pipeline.spectrogram import PRESETS
+from actionfuse.pipeline.transforms import centre_crop
 
 
 def frames_of(path: Path, fps: float, side: int) -> np.ndarray:
@@ -39,8 +40,7 @@ def test_flow(folder: Path, stack: int) -> None:
     frames = frames_of(folder / "a.mp4", 10, 48)
     fields = FlowComputer("dis_fast").pairs(frames)
     fields = np.concatenate([fields, fields[-1:].repeat(stack, 0)])
-    top, left = (frames.shape[1] - 40) // 2, (frames.shape[2] - 40) // 2
-    codes = quantise(fields[:, top : top + 40, left : left + 40])
+    codes = quantise(centre_crop(fields, 40))
     entries = [np.concatenate([codes[t + k] for k in range(stack)], -1) for t in range(len(frames))]
     clips = np.stack([np.stack(entries[t : t + 2]) for t in range(0, len(frames), 2)])
     np.testing.assert_allclose(found.data, features_of(backbone, clips), rtol=1e-4, atol=1e-5)
@@ -130,8 +130,7 @@ def test_inner_layer(folder: Path) -> None:
     for key, outputs in found.items():
         (features,) = outputs.values()
         frames = frames_of(folder / key, 10, 40)
-        top, left = (frames.shape[1] - 32) // 2, (frames.shape[2] - 32) // 2
-        frames = frames[:, top : top + 32, left : left + 32]
+        frames = centre_crop(frames, 32)
         if len(frames) % 2:
             frames = np.concatenate([frames, frames[-1:]])
         for row in range(len(features)):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actionfuse.extract.decode import Entry, Windows
+from actionfuse.extract.clips import Entry, Windows
 from actionfuse.extract.plan import ClipPlan
 from actionfuse.pipeline.sampling import windows as window_indices
 
@@ -32,7 +32,7 @@ def entry(number: int) -> Entry:
 def test_windows_are_those_of_sampling(frames: int, stride: int, last_clip: str) -> None:
     for total in range(1, 24):
         cut = Windows(plan(frames, stride, last_clip))
-        rows = [row for number in range(total) for row in cut.push(entry(number))]
+        rows = [row for number in range(total) if cut.wants(number) for row in cut.push(entry(number), number)]
         rows += cut.finish()
         expected = window_indices(total, frames, stride, last_clip)
         assert [[int(e.data.item()) for e in row.entries] for row in rows] == expected.tolist()
@@ -51,7 +51,7 @@ def test_no_entry_no_row() -> None:
 def test_windows_hold_no_more_than_a_clip() -> None:
     cut = Windows(plan(4, 9))
     for number in range(100):
-        list(cut.push(entry(number)))
+        list(cut.push(entry(number), number))
         assert len(cut._held) <= 4
 
 
