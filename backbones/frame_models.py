@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from .contract import (
 )
 from .convert import install, load_weights, published
 
+# Cells a side of Temporal Binding Network's spectrograms.
+_SPECTROGRAM_SIDE = 256
 # Poolings that read the patch tokens alone, so that maps are enough to classify.
 _TOKEN_AVERAGES = ("avg", "avgmax", "max")
 
@@ -48,7 +50,7 @@ class FrameModel(Backbone):
 
     network: timm's name, with or without a tag of weights ("resnet50", "vit_small_patch16_224.augreg_in21k").
     frames: T of the input spec.
-    crop: pixels; 0 = the network's own size. Networks of a fixed size are built for this one.
+    crop: pixels; 0 = the network's own size, 256 cells for spectrograms. Networks of a fixed size are built for it.
     flow_stack: u, v fields in one entry, for stream "flow".
     drop_rate: dropout before the classifier.
     """
@@ -68,7 +70,7 @@ class FrameModel(Backbone):
     ) -> None:
         super().__init__()
         config = _config(network)
-        side = crop or int(config.input_size[-1])
+        side = crop or (_SPECTROGRAM_SIDE if stream == "audio" else int(config.input_size[-1]))
         rgb = InputSpec(
             frames=frames,
             crop=side,
@@ -81,13 +83,16 @@ class FrameModel(Backbone):
         self._network_name = network
         self.timm_size = _size_arguments(network, side) if config.fixed_input_size else ()
         self.fixed_size = config.fixed_input_size and "dynamic_img_size" not in dict(self.timm_size)
-        self.network = timm.create_model(
-            network,
-            in_chans=self.input_spec.channels,
-            num_classes=num_classes,
-            drop_rate=drop_rate,
-            **dict(self.timm_size),
-        )
+        try:
+            self.network = timm.create_model(
+                network,
+                in_chans=self.input_spec.channels,
+                num_classes=num_classes,
+                drop_rate=drop_rate or None,
+                **dict(self.timm_size),
+            )
+        except (NotImplementedError, TypeError) as error:  # encoders without classifiers, networks without dropout
+            raise ValueError(f"timm's {network} cannot be built so: {error}") from error
         for weight in self.network.parameters():
             if weight.ndim == 4:  # Module.to(memory_format=...) fails on networks that also have 3-D kernels
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -96,7 +101,15 @@ class FrameModel(Backbone):
         self._form, self._prefix_tokens = self._recognise_form(side)
         head = config.classifier if isinstance(config.classifier, str) else (config.classifier or ("",))[0]
         self.classifier_weight = f"network.{head}.weight" if head else ""
-        self.layouts = (EPIC_TSN, TSN, self._timm_layout())
+        self.layouts = (
+            EPIC_TSN,
+            TSN,
+            Layout(
+                name="timm, or torchvision where its names are timm's",
+                recognises=partial(_is_timm, frozenset(self.network.state_dict())),
+                convert=_from_timm,
+            ),
+        )
 
     def forward(self, clips: Tensor) -> Tensor:
         return self._to_maps(self._features(clips), clips)
@@ -183,14 +196,6 @@ class FrameModel(Backbone):
                 "is no multiple of that"
             )
 
-    def _timm_layout(self) -> Layout:
-        own = frozenset(self.state_dict())
-        return Layout(
-            name="timm, or torchvision where its names are timm's",
-            recognises=lambda state: any(f"network.{key}" in own for key in state),
-            convert=lambda state: {f"network.{key}": tensor for key, tensor in state.items()},
-        )
-
     @property
     def _patch(self) -> tuple[int, int]:
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", None)
@@ -267,6 +272,14 @@ def _size_arguments(network: str, side: int) -> tuple[tuple[str, Any], ...]:
         if "dynamic_img_size" not in arguments or getattr(built, "pos_embed", None) is not None:
             return tuple(arguments.items())
     return ()
+
+
+def _is_timm(own: frozenset[str], state: Mapping[str, Tensor]) -> bool:
+    return not own.isdisjoint(state)
+
+
+def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"network.{key}": tensor for key, tensor in state.items()}
 
 
 def _from_tsn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -357,7 +370,7 @@ def _load_pretrained(backbone: FrameModel, network: str, num_classes: int) -> No
 
 def _load_imagenet(backbone: FrameModel, state: Mapping[str, Tensor], num_classes: int, *, what: str) -> None:
     """timm's names into `backbone`; where their ImageNet classifier stays, its classes get their names."""
-    install(backbone, {f"network.{key}": value for key, value in state.items()}, num_classes=num_classes, what=what)
+    install(backbone, _from_timm(state), num_classes=num_classes, what=what)
     width = next((len(state[key]) for key in state if f"network.{key}" == backbone.classifier_weight), 0)
     subset = infer_imagenet_subset({"num_classes": width})
     if subset and backbone.num_classes == width and num_classes in (0, width):

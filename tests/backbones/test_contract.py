@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -27,6 +29,9 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
     "tsn:convnext_atto": {},
 }
 NAMES: dict[str, dict[str, object]] = {name: {} for name in list_backbones() if ":" not in name} | LIBRARY_NETWORKS
+# Variants of other names in numbers only: written and read by the same code, only slowly.
+VARIANTS = ("omnivore_swin_b", "omnivore_swin_b_epic", "omnivore_swin_l", "omnivore_swin_s", "swin3d_b", "swin3d_s")
+VARIANTS += ("i3d_r50_c2_32x2", "i3d_r50_c2_nln_32x2", "i3d_r50_c2_nln")
 CLASSES = 7
 
 
@@ -75,15 +80,14 @@ def test_forward_gives_the_promised_map(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_promised_sizes_hold_for_every_stream(name: str) -> None:
-    # On the meta device shapes are real and numbers are not, so that large networks and clips cost nothing.
-    for stream in CARDS[name.partition(":")[0]].streams:
+    # On the meta device shapes are real and numbers are not, so that large networks and clips cost little.
+    for stream in ("rgb",) if name in VARIANTS else CARDS[name.partition(":")[0]].streams:
         with torch.device("meta"):
             backbone = create_backbone(name, stream=stream, **NAMES[name])
         frames, height, width = small_size(backbone)
         sizes = [(frames, height, width)]
-        if not backbone.fixed_size:
-            spec = backbone.input_spec
-            sizes += [(frames + 1, height, width + 32), (16, 2 * height, height), (spec.frames, spec.crop, spec.crop)]
+        if stream == "rgb" and not backbone.fixed_size:
+            sizes += [(frames + 1, height, width + 32), (16, 2 * height, height)]
         for size in sizes:
             clips = torch.empty(1, backbone.input_spec.channels, *size, device="meta")
             assert backbone(clips).shape == (1, backbone.feature_dim, *backbone.output_size(*size)), (stream, size)
@@ -133,6 +137,7 @@ def test_clips_do_not_feel_their_neighbours(backbone: Backbone) -> None:
         assert torch.equal(backbone(one)[0], backbone(other)[3])
 
 
+@pytest.mark.parametrize("backbone", [name for name in NAMES if name not in VARIANTS], indirect=True)
 def test_saves_and_loads(backbone: Backbone, tmp_path) -> None:
     path = tmp_path / "own.safetensors"
     backbone.input_spec = replace(backbone.input_spec, fps=12.5)
@@ -143,6 +148,16 @@ def test_saves_and_loads(backbone: Backbone, tmp_path) -> None:
     assert not again.training
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_copies_and_pickles() -> None:
+    # What averaging of weights and processes that are spawned need.
+    for name in ("tsn:test_vit", "i3d", "swin3d_t"):
+        with torch.device("meta"):
+            backbone = create_backbone(name)
+        for copied in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+            assert copied.input_spec == backbone.input_spec
+            assert copied.output_size(2, 32, 32) == backbone.output_size(2, 32, 32)
 
 
 def test_classifier_comes_and_goes(backbone: Backbone) -> None:

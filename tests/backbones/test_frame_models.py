@@ -86,6 +86,7 @@ def test_other_streams_start_from_the_mean_of_the_rgb_kernels(stream, channels, 
     assert spec.mean == pytest.approx((mean,) * channels, abs=1e-3)
     assert spec.std == pytest.approx((std,) * channels, abs=1e-3)
     assert (spec.stream, spec.scale) == (stream, scale)
+    assert spec.crop == (256 if stream == "audio" else 224)
     assert spec.flow_stack == (5 if stream == "flow" else 1)
     kernel = backbone.network.conv1.weight
     assert kernel.shape == (64, channels, 7, 7)
@@ -194,3 +195,30 @@ def test_normalised_clips_reach_convolutions_channels_last_without_a_copy():
     frames = clips.transpose(1, 2).flatten(0, 1)
     assert frames.is_contiguous(memory_format=torch.channels_last)
     assert frames.data_ptr() == clips.data_ptr()
+
+
+def test_pretrained_weights_come_with_their_class_names(monkeypatch):
+    fetched = []
+    create_model = timm.create_model
+
+    def offline(name, *, pretrained=False, **options):
+        network = create_model(name, **options)
+        if pretrained:
+            fetched.append(network)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    backbone = create_backbone("tsn:test_resnet.r160_in1k", weights="pretrained")
+    assert torch.equal(backbone.network.fc.weight, fetched[0].fc.weight)
+    assert len(backbone.class_names) == 1000 and "goldfish" in backbone.class_names[1]
+    tuned = create_backbone("tsn:test_resnet", weights="pretrained", num_classes=4, stream="flow")
+    assert (tuned.num_classes, tuned.class_names) == (4, ())
+    averaged = fetched[1].conv1[0].weight.mean(1, keepdim=True)
+    torch.testing.assert_close(tuned.network.conv1[0].weight, averaged.repeat(1, 10, 1, 1))
+
+
+def test_networks_without_published_weights_say_so():
+    published = {name.partition(".")[0] for name in timm.list_pretrained()}
+    without = next(name for name in timm.list_models("resnet*") if name not in published)
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        create_backbone(f"tsn:{without}", weights="pretrained")
