@@ -199,7 +199,9 @@ class FrameModel(Backbone):
     @property
     def _patch(self) -> tuple[int, int]:
         patch = getattr(getattr(self.network, "patch_embed", None), "patch_size", None)
-        return tuple(patch) if patch and self._form == "NLC" else (1, 1)
+        if self._form != "NLC" or not patch:
+            return 1, 1
+        return (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
 
     def _recognise_form(self, side: int) -> tuple[str, int]:
         """How the network lays features out: NCHW, NHWC or NLC, and how many tokens in front are no patches."""

@@ -60,6 +60,26 @@ def test_token_grids_follow_the_frame():
         backbone(clips[..., :-1])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "xcit_nano_12_p16_224",  # its patch size is a number
+        "lambda_resnet26t",  # has a 3-D kernel among the 2-D ones
+        "hiera_tiny_224",
+        "volo_d1_224",  # a class token that it does not tell of
+        "vit_small_patch16_dinov3",  # five tokens that are no patches
+        "levit_128s",
+        "maxvit_nano_rw_256",
+    ],
+)
+def test_networks_of_every_build_give_maps(name):
+    with torch.device("meta"):
+        backbone = create_backbone(f"tsn:{name}", num_classes=5)
+        maps, logits = backbone.forward_and_classify(backbone.input_spec.example(2)[:, :, :3])
+    assert maps.shape == (2, backbone.feature_dim, *backbone.output_size(3, *[backbone.input_spec.crop] * 2))
+    assert logits.shape == (2, 5)
+
+
 def test_input_spec_is_timms():
     config = timm.get_pretrained_cfg("convnext_atto.d2_in1k")
     spec = create_backbone("tsn:convnext_atto.d2_in1k").input_spec
