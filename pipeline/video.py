@@ -80,7 +80,7 @@ class VideoReader(ABC):
         """One decode pass: the frame on screen at each of the ascending times, until the times or the video end.
 
         Yields tuples with one Frames per entry of `short_sides`, all of the same up to `batch` times (fewer where that
-        many large frames would take more than 128 MiB). `seconds` may be endless (`itertools.count`) and is read one
+        many large frames would take more than 12 MiB). `seconds` may be endless (`itertools.count`) and is read one
         time ahead: times at or after the end of the last frame end the iteration. `seconds` times before the first
         frame show the first frame. The pts_seconds are those of the frames shown. Where the distance to the next time
         is longer than a group of pictures, the frames between are not decoded.

@@ -69,7 +69,7 @@ class PyAVReader(VideoReader):
     ) -> Iterator[tuple[Frames, ...]]:
         check_batch(batch)
         layout = self._lay_out()
-        rows = Batch([Scaler(layout.info, side) for side in short_sides], batch)
+        rows = Batch([Scaler(layout.info, side, self._threads) for side in short_sides], batch)
         decoding = self._begin()
         try:
             upcoming = iter(seconds)
@@ -99,7 +99,7 @@ class PyAVReader(VideoReader):
     ) -> Iterator[tuple[Frames, ...]]:
         check_batch(batch)
         layout = self._lay_out()
-        rows = Batch([Scaler(layout.info, side) for side in short_sides], batch)
+        rows = Batch([Scaler(layout.info, side, self._threads) for side in short_sides], batch)
         decoding = self._begin()
         try:
             for ticks, frame in decoding.frames_from(decoding.limit(start_seconds)):

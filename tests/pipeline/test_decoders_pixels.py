@@ -9,7 +9,7 @@ import videos
 from av.filter import Graph
 
 from actionfuse.pipeline import open_video
-from actionfuse.pipeline.decoders._pixels import MAX_BATCH_BYTES, Scaler
+from actionfuse.pipeline.decoders._pixels import Scaler
 from actionfuse.pipeline.video import VideoInfo, scaled_size
 
 
@@ -120,4 +120,12 @@ def test_large_frames_come_in_small_batches(clip, monkeypatch):
     with open_video(clip) as reader:
         assert [len(f) for (f,) in reader.all_frames()] == [3] * 6 + [2]
         assert [len(f) for (f,) in reader.all_frames((16,))] == [20]
-    assert MAX_BATCH_BYTES == 128 << 20
+
+
+def test_threads_change_no_pixel(tmp_path):
+    path = videos.write_counting_video(
+        tmp_path / "large.mp4", 4, (1280, 840), pictures=lambda k: natural(k, (1280, 840))
+    )
+    with open_video(path, threads=1) as one, open_video(path, threads=3) as three:
+        for a, b in zip(one.all_frames((None, 300, 301)), three.all_frames((None, 300, 301)), strict=True):
+            assert all(np.array_equal(x.data, y.data) for x, y in zip(a, b, strict=True))
