@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import ENOENT
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +33,10 @@ MAX_FRAME_SECONDS = 3600.0
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art, which is no video
 PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, AV_FIELD_PROGRESSIVE
 
+# Metadata are shown to people at most; badly encoded ones must not make a video unreadable. PyAV 19 keeps their bytes
+# as surrogates, whatever they are, and has no option for it any more.
+LENIENT: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+
 
 def reason(error: BaseException) -> str:
     """The words of an FFmpeg error, with what FFmpeg logged last."""
@@ -51,8 +56,7 @@ def open_container(path: str) -> InputContainer:
     if status.st_size == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
-        # Metadata are shown to people at most; badly encoded ones must not make a video unreadable.
-        return av.open(path, metadata_errors="replace")
+        return av.open(path, **LENIENT)
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video: {reason(error)}") from error
 
