@@ -93,6 +93,8 @@ class FrameModel(Backbone):
             )
         except (NotImplementedError, TypeError) as error:  # encoders without classifiers, networks without dropout
             raise ValueError(f"timm's {network} cannot be built so: {error}") from error
+        if num_classes and self.network.num_classes != num_classes:
+            raise ValueError(f"timm's {network} takes no classifier; leave num_classes out")
         for weight in self.network.parameters():
             if weight.ndim == 4:  # Module.to(memory_format=...) fails on networks that also have 3-D kernels
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -189,6 +191,8 @@ class FrameModel(Backbone):
                 f"{self._network_name} was built for {spec.crop} x {spec.crop} pixels and got {height} x {width}; "
                 f"build it with crop={height}"
             )
+        if self.fixed_size:
+            return
         patch = self._patch
         if height % patch[0] or width % patch[1]:
             raise ValueError(
@@ -271,7 +275,9 @@ def _size_arguments(network: str, side: int) -> tuple[tuple[str, Any], ...]:
                 built = timm.create_model(network, num_classes=0, **arguments)
         except TypeError:  # the network does not know the argument
             continue
-        if "dynamic_img_size" not in arguments or getattr(built, "pos_embed", None) is not None:
+        patch = getattr(getattr(built, "patch_embed", None), "patch_size", None) or 1
+        whole = side % (patch if isinstance(patch, int) else patch[0]) == 0  # else only a fixed size is cut off
+        if "dynamic_img_size" not in arguments or (whole and getattr(built, "pos_embed", None) is not None):
             return tuple(arguments.items())
     return ()
 
