@@ -23,6 +23,7 @@ from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from ..guard import beat
 from ..video import VideoError, VideoInfo
 from ._cut_off import missing_bytes
 
@@ -84,7 +85,9 @@ def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The stream's packets from where the container stands; those of streams that appear on the way are passed over."""
     while True:
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(stream):
+                beat()  # a large file may be read for minutes before there is anything to show for it
+                yield packet
             return
         except IndexError:  # how PyAV takes such a packet: it is read, and the next call goes on behind it
             continue

@@ -72,7 +72,7 @@ class Scaler:
             self._reformatter = VideoReformatter()
             return
         graph = Graph()
-        graph.threads = 1
+        graph.threads = self._threads
         source = graph.add(
             "buffer",
             f"video_size={width}x{height}:pix_fmt={pixel_format}:time_base=1/1000:pixel_aspect=1/1"
