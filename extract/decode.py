@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import os
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple
@@ -14,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..pipeline import Frames, VideoError, VideoReader, open_video
-from ..pipeline.audio import SpectrogramStream
+from ..pipeline.audio import SpectrogramStream, sound_seconds
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
 from .clips import ClipRow, Entry, FlowEntries, Windows
-from .plan import ClipPlan, Task
+from .plan import ClipPlan, Span, Task
 
 
 class Stopwatch:
@@ -66,16 +68,59 @@ class Outcome:
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
+def open_task(task: Task) -> VideoReader:
+    return open_video(task.path, decoder=task.decoder, frame_fps=task.frame_fps)
+
+
+def sound_span(task: Task) -> Span | None:
+    """The span of a file that has sound and no pictures; None for all others."""
+    if not os.path.isfile(task.path):
+        return None
+    seconds = sound_seconds(task.path)
+    return None if seconds is None else Span.within(0.0, seconds, task.start_seconds, task.stop_seconds)
+
+
+class ReaderShelf:
+    """Opens readers and keeps the last one for the next segment of the same video: surveying a long file costs more
+    than decoding a few seconds of it.
+    """
+
+    def __init__(self) -> None:
+        self._reader: VideoReader | None = None
+        self._key: tuple | None = None
+
+    @contextmanager
+    def __call__(self, task: Task) -> Iterator[VideoReader]:
+        key = (task.path, task.decoder, task.frame_fps)
+        kept, self._reader = self._reader, None
+        if kept is not None and self._key != key:
+            kept.close()
+            kept = None
+        reader = kept or open_task(task)
+        known_damage = len(reader.damage)
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        # Damage is told to the segment that met it: a reader that met some starts anew.
+        if task.start_seconds is task.stop_seconds is None or len(reader.damage) != known_damage:
+            reader.close()
+        else:
+            self._reader, self._key = reader, key
+
+
 def decode_task(
     task: Task,
     plans: tuple[ClipPlan, ...],
     emit: Callable[[int, ClipRow], None],
     boxes: BoxTracks | None = None,
     beat: Callable[[], None] = lambda: None,
+    open_reader: Callable[[Task], AbstractContextManager[VideoReader]] = open_task,
 ) -> Outcome:
     """Decode one task and emit(plan index, clip row) in order for each of its plans. Never raises for a broken video.
 
-    beat: called with every batch of frames, for the watchdog.
+    beat: called while it gets on, for the watchdog.
     """
     outcome = Outcome(task.key, task.attempt)
     watch = Stopwatch()
@@ -84,29 +129,29 @@ def decode_task(
     audio = [index for index in task.plans if plans[index].stream == "audio"]
     stage = "open"
     try:
-        with watch("decode"):
-            reader = open_video(task.path, decoder=task.decoder)
-        with reader:
-            outcome.decoder = reader.decoder
-            first = max(task.start_seconds or 0.0, reader.info.start_seconds)
-            stop = min(np.inf if task.stop_seconds is None else task.stop_seconds, reader.info.stop_seconds)
-            if stop <= first:
-                raise VideoError(
-                    f"the segment [{task.start_seconds}, {task.stop_seconds}) s lies outside the video, "
-                    f"[{reader.info.start_seconds:.3f}, {reader.info.stop_seconds:.3f}) s"
-                )
-            if visual:
+        with ExitStack() as stack:
+            with watch("decode"):
+                reader = None
+                span = None if visual else sound_span(task)
+                if span is None:
+                    reader = stack.enter_context(open_reader(task))
+                    span = Span.of(reader, task.start_seconds, task.stop_seconds)
+            outcome.decoder = "pyav" if reader is None else reader.decoder
+            if reader is not None and visual:
                 stage = "decode"
-                stop = _decode_frames(reader, plans, visual, first, stop, emit, boxes, beat, outcome, watch)
-            outcome.video_seconds = stop - first
-        if audio:
-            stage = "audio"
-            for index in audio:
-                outcome.rows[index] = _decode_sound(task.path, plans[index], index, first, stop, emit, beat, watch)
-    except (VideoError, OSError, ValueError, MemoryError) as error:
+                span = _decode_frames(reader, plans, visual, span, emit, boxes, beat, outcome, watch)
+        outcome.video_seconds = span.stop_seconds - span.start_seconds
+        stage = "audio"
+        for index in audio:
+            outcome.rows[index] = _decode_sound(task.path, plans[index], index, span, emit, beat, watch)
+    except Exception as error:
         # The path stands beside the reason wherever it is told.
         outcome.error = f"{error}".removeprefix(f"{task.path}: ") or type(error).__name__
         outcome.stage = stage
+        if not isinstance(error, (VideoError, OSError, ValueError, MemoryError)):
+            # No error that readers tell of a file: say where it came from.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            outcome.error += f" ({type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno})"
     return outcome
 
 
@@ -114,15 +159,14 @@ def _decode_frames(
     reader: VideoReader,
     plans: tuple[ClipPlan, ...],
     indices: list[int],
-    first: float,
-    stop: float,
+    span: Span,
     emit: Callable[[int, ClipRow], None],
     boxes: BoxTracks | None,
     beat: Callable[[], None],
     outcome: Outcome,
     watch: Stopwatch,
-) -> float:
-    """One decode pass for all plans that look at frames; returns where the video really ended."""
+) -> Span:
+    """One decode pass for all plans that look at frames; returns the span up to where the video really ended."""
     sides = sorted({plans[index].resize_side for index in indices})
     windows = {index: Windows(plans[index]) for index in indices}
     flows = {
@@ -133,6 +177,7 @@ def _decode_frames(
     flow_entries = {index: count() for index in flows}
     tracks = {} if boxes is None else {i: limit_instances(boxes, plans[i].instances) for i in indices}
     regions: dict[int, tuple[float, float, float, float]] = {}
+    alone = len(indices) == 1
 
     def send(index: int, rows: Iterator[ClipRow]) -> None:
         for row in rows:
@@ -150,14 +195,16 @@ def _decode_frames(
             for entry in flows[index].push(Entry(frame, taker.start_seconds, taker.stop_seconds, shown)):
                 send(index, window.push(entry, next(flow_entries[index])))
         else:
-            entry = Entry(centre_crop(frame, plan.crop), taker.start_seconds, taker.stop_seconds, shown)
+            picture = centre_crop(frame, plan.crop)
+            # Held as a view, one frame a second would keep all that another plan was given in between.
+            entry = Entry(picture if alone else picture.copy(), taker.start_seconds, taker.stop_seconds, shown)
             send(index, window.push(entry, taker.entry))
 
     # Flow runs from frame to frame: its plans take every entry of their grid. The others leave out what is in no clip.
     needed: dict[int, Callable[[int], bool]] = {i: windows[i].wants for i in indices} | {i: _all for i in flows}
-    ended, broken = first, False
+    ended, broken = span.start_seconds, False
     try:
-        for takers, pictures, shown in _shown_frames(reader, plans, needed, sides, first, stop, watch, beat):
+        for takers, pictures, shown in _shown_frames(reader, plans, needed, sides, span, watch, beat):
             outcome.frames += 1
             for taker in takers:
                 take(taker, pictures[sides.index(plans[taker.plan].resize_side)], shown)
@@ -166,7 +213,7 @@ def _decode_frames(
         if not outcome.frames:
             raise
         broken = True
-        outcome.notes.append(f"reading stopped at {ended:.3f} s of {stop:.3f} s: {error}")
+        outcome.notes.append(f"reading stopped at {ended:.3f} s of {span.stop_seconds:.3f} s: {error}")
     for index in indices:
         if index in flows:
             for entry in flows[index].finish():
@@ -174,9 +221,11 @@ def _decode_frames(
         send(index, windows[index].finish())
         outcome.rows[index] = windows[index].rows
     if not all(outcome.rows.values()):
-        raise VideoError("no frame could be read")
-    outcome.notes.extend(getattr(reader, "damage", []))
-    return ended if broken else stop
+        raise VideoError("; ".join(["no frame could be read", *reader.damage]))
+    outcome.notes.extend(reader.damage)
+    if not broken:
+        return span
+    return Span(span.start_seconds, ended, min(span.grid_seconds, ended - span.start_seconds))
 
 
 def _all(_entry: int) -> bool:
@@ -200,8 +249,7 @@ def _shown_frames(
     plans: tuple[ClipPlan, ...],
     needed: dict[int, Callable[[int], bool]],
     sides: list[int],
-    first: float,
-    stop: float,
+    span: Span,
     watch: Stopwatch,
     beat: Callable[[], None],
 ) -> Iterator[Shown]:
@@ -219,29 +267,33 @@ def _shown_frames(
                 return
             yield batch
 
+    first, stop = span.start_seconds, span.stop_seconds
+
     def grid(index: int, fps: float) -> Iterator[tuple[float, Taker]]:
-        for k in count():
-            moment = first + k / fps
-            if moment >= stop - 1e-6 / fps and k:
-                return
+        for k in range(plans[index].num_entries(span.grid_seconds, 0)):
             if needed[index](k):
+                moment = first + k / fps
                 yield moment, Taker(index, k, moment, min(first + (k + 1) / fps, stop))
 
     native = [index for index in needed if plans[index].fps is None]
     wanted = heapq.merge(*[grid(index, plans[index].fps or 1.0) for index in needed if plans[index].fps is not None])
     if native:
-        yield from _every_frame(timed(iter(reader.all_frames(sides, first))), native, needed, wanted, stop)
+        batches = timed(iter(reader.all_frames(sides, first)))
+        yield from _every_frame(batches, native, needed, wanted, stop, reader.slack_seconds)
     else:
         # Only the frames on the grids are converted; plans that want the same time share the frame.
         pending: deque[tuple[float, list[Taker]]] = deque()
-        for sized in timed(iter(reader.select(_moments(wanted, pending), sides))):
+        for sized in timed(iter(reader.select(_moments(wanted, pending, beat), sides))):
             for position, shown in enumerate(sized[0].pts_seconds):
                 yield pending.popleft()[1], [frames.data[position] for frames in sized], float(shown)
 
 
-def _moments(wanted: Iterator[tuple[float, Taker]], pending: deque[tuple[float, list[Taker]]]) -> Iterator[float]:
+def _moments(
+    wanted: Iterator[tuple[float, Taker]], pending: deque[tuple[float, list[Taker]]], beat: Callable[[], None]
+) -> Iterator[float]:
     """Each time once; who wants it is put at the end of `pending` before the time is given."""
     for moment, taker in wanted:
+        beat()  # one frame a second of a large video: a batch may take minutes
         if pending and pending[-1][0] == moment:
             pending[-1][1].append(taker)
             continue
@@ -259,39 +311,45 @@ def _every_frame(
     needed: dict[int, Callable[[int], bool]],
     wanted: Iterator[tuple[float, Taker]],
     stop: float,
+    slack_seconds: float,
 ) -> Iterator[Shown]:
     """Where some plans want every frame, the grids of the others choose among them the one that is on screen."""
     upcoming = next(wanted, None)
     frame_number = count()
 
-    def give(pictures: list[np.ndarray], pts: float, end_seconds: float) -> Iterator[Shown]:
+    def on_grids(pictures: list[np.ndarray], pts: float, before: float) -> Iterator[Shown]:
         nonlocal upcoming
-        k = next(frame_number)
-        takers = [Taker(index, k, pts, end_seconds) for index in native if needed[index](k)]
-        if takers:
-            yield takers, pictures, pts
-        while upcoming is not None and upcoming[0] < end_seconds:
+        while upcoming is not None and upcoming[0] < before:
             yield [upcoming[1]], pictures, pts
             upcoming = next(wanted, None)
+
+    def give(pictures: list[np.ndarray], pts: float, end_seconds: float) -> Iterator[Shown]:
+        k = next(frame_number)
+        takers = [Taker(index, k, pts, min(end_seconds, stop)) for index in native if needed[index](k)]
+        if takers:
+            yield takers, pictures, pts
+        # The next frame counts as on screen a little before its time stamp, as it does for `VideoReader.select`.
+        yield from on_grids(pictures, pts, end_seconds - slack_seconds)
 
     held: tuple[list[np.ndarray], float] | None = None
     for sized in batches:
         for position, pts in enumerate(sized[0].pts_seconds.tolist()):
             if held is not None:
-                yield from give(*held, min(pts, stop))
-            if pts >= stop:
-                return
+                yield from give(*held, pts)
             held = [frames.data[position] for frames in sized], pts
+            if pts >= stop:
+                yield from on_grids(*held, np.inf)
+                return
     if held is not None:
         yield from give(*held, stop)
+        yield from on_grids(*held, np.inf)
 
 
 def _decode_sound(
     path: str,
     plan: ClipPlan,
     index: int,
-    first: float,
-    stop: float,
+    span: Span,
     emit: Callable[[int, ClipRow], None],
     beat: Callable[[], None],
     watch: Stopwatch,
@@ -299,11 +357,10 @@ def _decode_sound(
     """Spectrograms centred on the grid's entries; returns the number of clips."""
     assert plan.fps is not None
     windows = Windows(plan)
-    step = 1 / plan.fps
-    centres = [first + (k + 0.5) * step for k in range(plan.num_entries(stop - first, 0))]
-    with watch("decode"):
-        spectrograms = iter(SpectrogramStream(path, plan.audio_preset, centres))
-    for k in range(len(centres)):
+    entries = [k for k in range(plan.num_entries(span.grid_seconds, 0)) if windows.wants(k)]
+    centres = span.start_seconds + (np.array(entries) + 0.5) / plan.fps
+    spectrograms = iter(SpectrogramStream(path, plan.audio_preset, centres.tolist()))
+    for k in entries:
         with watch("decode"):
             cells, heard_start, heard_stop, heard = next(spectrograms)
         beat()

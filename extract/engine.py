@@ -16,7 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +30,11 @@ from .decode import Outcome
 from .plan import ClipPlan, Task
 from .runner import Batch, Runner
 from .workers import Clips, Lost, Pool, RowNote
+
+STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
+
+# What a runner gives that is stored along with features, not as features.
+ALONG = {"top_classes", "top_scores", "present"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class _Open:
     notes: dict[int, _RowNotes] = field(default_factory=dict)
     outcome: Outcome | None = None
     failure: str = ""
+    failed_stage: str = "model"
 
 
 class Engine:
@@ -167,9 +174,9 @@ class Engine:
         self._events: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
         self._broken: BaseException | None = None
+        self._over: dict[str, int] = {}  # attempts that failed: what still comes of them is dropped
         self._lock = threading.Lock()
         self.stage_seconds: dict[str, float] = {}
-        self.clips_computed = 0
 
     def stop(self) -> None:
         """Make `run` end soon: what is in flight is dropped, what is written stays. Safe in a signal handler."""
@@ -194,9 +201,12 @@ class Engine:
                     yield from self._pending_events(open_videos)
             finally:
                 self._stop.set()
+                # Nothing runs on behind the caller's back, and a claim is let go of only when nobody writes any more.
+                patience = time.monotonic() + STOP_SECONDS
+                for thread in (*threads, writer):
+                    thread.join(max(0.0, patience - time.monotonic()))
                 for key in open_videos:
                     self._sink.end(key)
-                writer.join(timeout=10)
         if self._broken is not None:
             raise self._broken
 
@@ -241,8 +251,7 @@ class Engine:
         task = lost.task
         self._put(self._to_writer, ("drop", task.key, task.attempt))
         if task.attempt == 0 and task.decoder == "auto":
-            again = Task(task.key, task.path, task.start_seconds, task.stop_seconds, "pyav", 1, task.plans)
-            retries.append((again, lost.boxes))
+            retries.append((replace(task, attempt=1), lost.boxes))
             return
         video = open_videos.pop(task.key)
         self._sink.end(task.key)
@@ -327,9 +336,10 @@ class Engine:
     def _compute(self) -> None:
         torch.set_num_threads(self._threads_per_compute)
         stream = None
-        if any(runner.device.type == "cuda" for runner in self._runners):
+        device = self._runners[0].device
+        if device.type == "cuda":
             # A stream of its own per thread: one copies its batch while the other computes.
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream(device)
         while not self._stop.is_set():
             since = time.perf_counter()
             try:
@@ -342,11 +352,10 @@ class Engine:
                 return
             plan_index, filling = work
             since = time.perf_counter()
-            with torch.cuda.stream(stream) if stream is not None else _nothing():
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 outputs = self._rows(plan_index, filling)
             self._spent("model", time.perf_counter() - since)
             self._spare[plan_index].put(filling.clips)
-            self.clips_computed += len(filling.items)
             self._put(self._to_writer, ("rows", plan_index, filling.items, outputs))
 
     def _rows(self, plan_index: int, filling: _FillingBatch) -> dict[str, np.ndarray]:
@@ -383,18 +392,23 @@ class Engine:
                 self._take_rows(key, plan_index, items, outputs, open_keys)
         elif message[0] == "outcome":
             outcome: Outcome = message[1]
-            entry = _entry(open_keys, outcome.key, outcome.attempt)
+            entry = self._entry(open_keys, outcome.key, outcome.attempt)
             if entry is not None:
                 entry.outcome = outcome
                 for stage, seconds in outcome.stage_seconds.items():
                     self._spent(stage, seconds)
                 self._finish_if_complete(outcome.key, open_keys)
         else:  # "drop": the attempt is void; later ones have a higher number
-            _, key, attempt = message
-            dropped = open_keys.pop(key, None)
-            for row_writer in dropped.writers.values() if dropped else ():
-                row_writer.close()
-            open_keys[key] = _Open(attempt + 1)
+            self._drop(message[1], message[2], open_keys)
+
+    def _drop(self, key: str, attempt: int, open_keys: dict[str, _Open]) -> None:
+        self._over[key] = attempt
+        dropped = open_keys.pop(key, None)
+        for row_writer in dropped.writers.values() if dropped else ():
+            row_writer.close()
+
+    def _entry(self, open_keys: dict[str, _Open], key: str, attempt: int) -> _Open | None:
+        return None if attempt <= self._over.get(key, -1) else open_keys.setdefault(key, _Open(attempt))
 
     def _take_rows(
         self,
@@ -405,25 +419,25 @@ class Engine:
         open_keys: dict[str, _Open],
     ) -> None:
         positions = [at for at, item in enumerate(items) if item.key == key]
-        entry = _entry(open_keys, key, items[positions[0]].attempt)
+        entry = self._entry(open_keys, key, items[positions[0]].attempt)
         if entry is None:
             return
         plan = self._plans[plan_index]
         for name, rows in outputs.items():
-            if name in ("top_scores", "top_classes") or entry.failure:
+            if name in ALONG or entry.failure:
                 continue
             if not np.isfinite(rows[positions]).all():
                 entry.failure = f"{plan.name}: the model gave NaN or infinite features"
                 continue
-            writer = entry.writers.get((plan_index, name))
-            if writer is None:
-                writer = self._sink.writer(key, plan.name, name, rows.shape[1:])
-                entry.writers[plan_index, name] = writer
             try:
+                writer = entry.writers.get((plan_index, name))
+                if writer is None:
+                    writer = self._sink.writer(key, plan.name, name, rows.shape[1:])
+                    entry.writers[plan_index, name] = writer
                 for first, last in _runs(positions, items):
                     writer.write(items[first].note.row, rows[first : last + 1])
-            except ValueError as error:  # a number that the store's dtype cannot hold
-                entry.failure = f"{plan.name}: {error}"
+            except ValueError as error:  # a key or a number that the store cannot hold
+                entry.failure, entry.failed_stage = f"{plan.name}: {error}", "write"
         notes = entry.notes.setdefault(plan_index, _RowNotes())
         notes.count += len(positions)
         for at in positions:
@@ -432,12 +446,8 @@ class Engine:
             notes.put("stop_seconds", note.row, note.stop_seconds)
             if plan.stream == "audio":
                 notes.put("heard", note.row, note.heard)
-            if plan.instances:
-                present = np.zeros(plan.instances, bool) if note.boxes is None else note.boxes.present.any(0)
-                notes.put("present", note.row, present)
-            for name in ("top_classes", "top_scores"):
-                if name in outputs:
-                    notes.put(name, note.row, outputs[name][at])
+            for name in ALONG & outputs.keys():
+                notes.put(name, note.row, outputs[name][at])
         self._finish_if_complete(key, open_keys)
 
     def _finish_if_complete(self, key: str, open_keys: dict[str, _Open]) -> None:
@@ -445,18 +455,21 @@ class Engine:
         outcome = entry.outcome
         if outcome is None:
             return
-        if outcome.error:
-            failure: Failed | None = Failed(key, "", outcome.stage, outcome.error)
-        elif any(plan not in entry.notes or entry.notes[plan].count < rows for plan, rows in outcome.rows.items()):
-            return
-        else:
-            failure = Failed(key, "", "model", entry.failure) if entry.failure else None
-        del open_keys[key]
-        if failure is not None:
-            for row_writer in entry.writers.values():
-                row_writer.close()
-            self._events.put(failure)
-            return
+        if not outcome.error:
+            if any(plan not in entry.notes or entry.notes[plan].count < rows for plan, rows in outcome.rows.items()):
+                return
+            if not entry.failure:
+                try:
+                    self._events.put(self._commit(entry, outcome))
+                    del open_keys[key]
+                    return
+                except ValueError as error:  # such as two rows for one frame number of an LMDB
+                    entry.failure, entry.failed_stage = str(error), "write"
+        self._drop(key, outcome.attempt, open_keys)
+        stage, reason = (outcome.stage, outcome.error) if outcome.error else (entry.failed_stage, entry.failure)
+        self._events.put(Failed(key, "", stage, reason))
+
+    def _commit(self, entry: _Open, outcome: Outcome) -> Finished:
         predictions: dict[str, list[tuple[int, float]]] = {}
         for (plan_index, output), row_writer in entry.writers.items():
             notes, count = entry.notes[plan_index], outcome.rows[plan_index]
@@ -471,15 +484,8 @@ class Engine:
             if "top_classes" in extra:
                 predictions[self._plans[plan_index].name] = _video_prediction(extra["top_classes"], extra["top_scores"])
         rows = {self._plans[plan].name: count for plan, count in outcome.rows.items()}
-        finished = Finished(
-            key, outcome.decoder, rows, outcome.video_seconds, outcome.frames, tuple(outcome.notes), predictions
-        )
-        self._events.put(finished)
-
-
-def _entry(open_keys: dict[str, _Open], key: str, attempt: int) -> _Open | None:
-    entry = open_keys.setdefault(key, _Open(attempt))
-    return entry if entry.attempt == attempt else None
+        notes = tuple(outcome.notes)
+        return Finished(outcome.key, outcome.decoder, rows, outcome.video_seconds, outcome.frames, notes, predictions)
 
 
 def _runs(positions: list[int], items: list[_BatchItem]) -> Iterator[tuple[int, int]]:
@@ -533,15 +539,12 @@ def _video_prediction(classes: np.ndarray, scores: np.ndarray) -> list[tuple[int
     return sorted(totals.items(), key=lambda pair: -pair[1])[: classes.shape[1]]
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
 def default_compute_threads(device: torch.device) -> tuple[int, int]:
-    """(threads that run batches, threads inside each). On a CPU many single-threaded passes side by side beat one pass
-    with
-    many threads: nothing waits for a barrier. On a GPU a second thread copies while the first computes."""
+    """(threads that run batches, threads inside each).
+
+    On a CPU many single-threaded passes side by side beat one pass with many threads: nothing waits for a barrier. On a
+    GPU a second thread copies while the first computes.
+    """
     if device.type != "cpu":
         return 2, 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..pipeline.sampling import LastClip, num_windows
+from ..pipeline.video import VideoError, VideoInfo, VideoReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +74,63 @@ class ClipPlan:
     def clip_bytes(self) -> int:
         return int(np.prod(self.clip_shape)) * self.dtype.itemsize
 
-    def num_entries(self, duration_seconds: float, num_frames: int) -> int:
-        """Entries of a video (or segment) of this length."""
+    def num_entries(self, grid_seconds: float, num_frames: int) -> int:
+        """Entries of a video (or segment) whose grids run so long (`Span.grid_seconds`) and that has so many frames."""
         if self.fps is None:
             return num_frames
-        # Times k / fps below the duration; the slack absorbs durations that were rounded to the container's clock.
-        return max(1, int(np.ceil(duration_seconds * self.fps - 1e-6)))
+        # Times k / fps below the duration; a millionth of a step absorbs rounding.
+        return max(1, int(np.ceil(grid_seconds * self.fps - 1e-6)))
 
     def num_clips(self, num_entries: int) -> int:
         """Rows of the output; see `pipeline.sampling.num_windows`."""
         return num_windows(num_entries, self.frames, self.stride, self.last_clip)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The piece of a video that is extracted, [start_seconds, stop_seconds).
+
+    grid_seconds: how long the grids of `ClipPlan.fps` run. At the end of a video they stop by the container's rounding
+        of time stamps (`VideoReader.slack_seconds`) earlier: 20 frames at 30 a second that Matroska says end at 0.667 s
+        give 2 entries at 3 a second, as they should.
+    """
+
+    start_seconds: float
+    stop_seconds: float
+    grid_seconds: float
+
+    @classmethod
+    def of(cls, reader: VideoReader, start_seconds: float | None, stop_seconds: float | None) -> Span:
+        """The segment of a video, None = from its start, to its end. Raises: VideoError where it lies outside."""
+        info = reader.info
+        return cls.within(info.start_seconds, info.stop_seconds, start_seconds, stop_seconds, reader.slack_seconds)
+
+    @classmethod
+    def within(
+        cls,
+        first_seconds: float,
+        last_seconds: float,
+        start_seconds: float | None,
+        stop_seconds: float | None,
+        slack_seconds: float = 0.0,
+    ) -> Span:
+        """The segment of something that lasts from first_seconds to last_seconds."""
+        first = first_seconds if start_seconds is None else max(start_seconds, first_seconds)
+        stop = last_seconds if stop_seconds is None else min(stop_seconds, last_seconds)
+        grid = min(stop, last_seconds - slack_seconds) - first
+        if grid <= 0:
+            raise VideoError(
+                f"the segment [{start_seconds}, {stop_seconds}) s lies outside the video, "
+                f"[{first_seconds:.3f}, {last_seconds:.3f}) s"
+            )
+        return cls(first, stop, grid)
+
+    def num_frames(self, info: VideoInfo) -> int:
+        """Frames on screen in it; of a segment of a video with a variable frame rate only about so many."""
+        if (self.start_seconds, self.stop_seconds) == (info.start_seconds, info.stop_seconds):
+            return info.num_frames
+        first, stop = ((t - info.start_seconds) * info.average_fps for t in (self.start_seconds, self.stop_seconds))
+        return min(int(np.ceil(stop - 1e-3)), info.num_frames) - int(first + 1e-3)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class Runner:
             self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
         self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
         self._flow = flow
+        # RAFT keeps a pyramid of correlations from call to call: one thread at a time.
+        self._flow_lock = threading.Lock()
+        self._hook = None
         # Several threads run the module at once: what the hook sees belongs to the thread that it runs in.
         self._seen = threading.local()
         if layer is not None:
@@ -77,13 +80,22 @@ class Runner:
             if not layer or layer not in modules:
                 names = [name for name in modules if 0 < name.count(".") + bool(name) <= 2]
                 raise ValueError(f"{plan.name}: no layer is named {layer!r}; there are {', '.join(names)}, ...")
-            modules[layer].register_forward_hook(self._remember)
+            self._hook = modules[layer].register_forward_hook(self._remember)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # weights are laid out anew on another stream than those that use them
+
+    def close(self) -> None:
+        """Leave the backbone without hooks."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Rows of each output, (B, ...): "features", "roi", "top_classes", "top_scores"."""
+        """Rows, (B, ...): "features", "roi" and "present" of boxes, "top_classes" and "top_scores"."""
         autocast = contextlib.nullcontext()
         if self.precision != "fp32":
-            autocast = torch.autocast(self.device.type, DTYPES[self.precision])
+            # Its cache of converted weights is one for all threads: what one stream of a GPU converts, another would
+            # use before it is there.
+            autocast = torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
         with torch.inference_mode():
             pixels = self._flow_clips(batch.clips) if self.plan.flow_on_device else batch.clips
             clips = torch.from_numpy(pixels).to(self.device, non_blocking=True)
@@ -112,7 +124,9 @@ class Runner:
             rows["top_scores"], rows["top_classes"] = scores, classes
         if self.roi:
             assert batch.boxes is not None and batch.present is not None
-            rows["roi"] = _instances(maps, batch.boxes, batch.present)
+            # Where flow is computed here, the clip has frames beyond those that the map's times stand for.
+            frames = slice(self.plan.frames)
+            rows["roi"], rows["present"] = _instances(maps, batch.boxes[:, frames], batch.present[:, frames])
         return rows
 
     def _remember(self, _module: nn.Module, _inputs: object, output: Any) -> None:
@@ -121,7 +135,8 @@ class Runner:
     def _flow_clips(self, frames: np.ndarray) -> np.ndarray:
         """RGB (B, T + L, H, W, 3) to quantised flow stacks (B, T, H, W, 2 L): fields t to t + L - 1 in entry t."""
         assert self._flow is not None
-        flow = np.stack([quantise(self._flow.pairs(clip)) for clip in frames])
+        with self._flow_lock:
+            flow = np.stack([quantise(self._flow.pairs(clip)) for clip in frames])
         stacks = [flow[:, k : k + self.plan.frames] for k in range(self.plan.flow_stack)]
         return np.concatenate(stacks, axis=-1)
 
@@ -136,14 +151,15 @@ def as_map(output: Tensor, batch: int, layer: str) -> Tensor:
     raise ValueError(f"layer {layer!r} gives {shape}; a feature map (B, D, T, H, W) or (B T, D, H, W) is needed")
 
 
-def _instances(maps: Tensor, boxes: np.ndarray, present: np.ndarray) -> Tensor:
+def _instances(maps: Tensor, boxes: np.ndarray, present: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (B, N, D) of the instances, zero where one is at no time there, and bool (B, N) where it is."""
     steps = maps.shape[2]
     # The map's step t stands for the entries t * T / T' to (t + 1) * T / T' - 1: its boxes are those of the middle one.
     middle = ((np.arange(steps) + 0.5) * boxes.shape[1] / steps).astype(int)
     there = torch.from_numpy(present[:, middle]).to(maps.device)
     cells = roi_features(maps.float(), torch.from_numpy(boxes[:, middle]).to(maps.device), there)
     counted = there.sum(1).clamp(min=1)[..., None]
-    return cells.mean((-2, -1)).sum(1) / counted
+    return cells.mean((-2, -1)).sum(1) / counted, there.any(1)
 
 
 def _memory_format(backbone: nn.Module) -> torch.memory_format:

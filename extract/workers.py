@@ -22,18 +22,21 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
 
+from ..pipeline.guard import beats_to
 from ..pipeline.types import BoxTracks
 from .clips import ClipRow
-from .decode import Outcome, decode_task
+from .decode import Outcome, ReaderShelf, decode_task
 from .plan import ClipPlan, Task
 
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
 SLOT_BYTES = 4 << 20
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 START_SECONDS = 120.0  # for a process to import what it needs, on a slow disk
 _HEADER = struct.Struct("<qq")  # beats, 1 while waiting for a free slot
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -126,7 +129,8 @@ class _Outbox:
     def _send(self, plan_index: int) -> None:
         assert self.task is not None
         slot, notes = self._open.pop(plan_index)
-        self._connection.send(("clips", plan_index, self.task.attempt, self.task.key, slot, notes))
+        with _parent_or_exit():
+            self._connection.send(("clips", plan_index, self.task.attempt, self.task.key, slot, notes))
 
     def _slot(self) -> int:
         if not self._free:
@@ -134,7 +138,9 @@ class _Outbox:
             since = time.perf_counter()
             _HEADER.pack_into(self._memory, 0, self._beats, 1)
             while not self._free:
-                self.handle(self._connection.recv())
+                with _parent_or_exit():
+                    message = self._connection.recv()
+                self.handle(message)
             self.beat()
             self.waiting_seconds += time.perf_counter() - since
         return self._free.popleft()
@@ -146,6 +152,15 @@ class _Outbox:
             raise SystemExit(0)
 
 
+@contextmanager
+def _parent_or_exit() -> Iterator[None]:
+    """Ends this process where the parent is gone; no error of a video's must be taken for that, nor the reverse."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise SystemExit(0) from None
+
+
 def _slot_array(memory: mmap.mmap, setup: Setup, slot: int, plan: ClipPlan, first: int, clips: int) -> np.ndarray:
     offset = _PAGE + slot * setup.slot_bytes + first * plan.clip_bytes
     count = clips * int(np.prod(plan.clip_shape))
@@ -154,34 +169,39 @@ def _slot_array(memory: mmap.mmap, setup: Setup, slot: int, plan: ClipPlan, firs
 
 def worker_main(descriptor: int, memory_descriptor: int) -> None:
     """A decode process: tasks in, clips out, until told to stop or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    # Ctrl-C and batch systems signal the whole group: the parent decides (see `_start`, which blocks them until here).
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    os.dup2(2, 1)  # what native libraries print is no part of the command's answer
     connection = Connection(descriptor)
-    try:
+    with _parent_or_exit():
         setup: Setup = connection.recv()
         memory = mmap.mmap(memory_descriptor, 0)
         connection.send(("ready",))
-        import cv2
+    import cv2
 
-        cv2.setNumThreads(1)  # the pool has a process per core; threads inside would only queue
-        outbox = _Outbox(connection, setup, memory)
-        while True:
+    cv2.setNumThreads(1)  # the pool has a process per core; threads inside would only queue
+    outbox = _Outbox(connection, setup, memory)
+    beats_to(outbox.beat)
+    readers = ReaderShelf()
+    while True:
+        with _parent_or_exit():
             message = connection.recv()
-            if message[0] != "task":
-                outbox.handle(message)
-                continue
-            task, boxes = message[1:]
-            outbox.task, outbox.waiting_seconds, outbox.copying_seconds = task, 0.0, 0.0
-            outbox.beat()
-            outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat)
-            if outcome.error:
-                outbox.discard()
-            else:
-                outbox.flush()
-            outcome.stage_seconds["transform"] = outbox.copying_seconds
-            outcome.stage_seconds["decoder waiting"] = outbox.waiting_seconds
+        if message[0] != "task":
+            outbox.handle(message)
+            continue
+        task, boxes = message[1:]
+        outbox.task, outbox.waiting_seconds, outbox.copying_seconds = task, 0.0, 0.0
+        outbox.beat()
+        outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat, readers)
+        if outcome.error:
+            outbox.discard()
+        else:
+            outbox.flush()
+        outcome.stage_seconds["transform"] = outbox.copying_seconds
+        outcome.stage_seconds["decoder waiting"] = outbox.waiting_seconds
+        with _parent_or_exit():
             connection.send(("done", outcome))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone
 
 
 # ---------------------------------------------------------------------------------------------- in the parent
@@ -213,7 +233,8 @@ class Pool:
         slot_bytes = max(SLOT_BYTES, max(plan.clip_bytes for plan in plans))
         slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
         self._slot_bytes, self._num_slots = slot_bytes, len(plans) + 2
-        self._workers = [self._start() for _ in range(workers)]
+        self._most_workers = workers
+        self._workers: list[_Worker] = []  # started with their first task: there may be nothing to do
 
     def _start(self) -> _Worker:
         parent, child = Pipe(duplex=True)
@@ -223,20 +244,26 @@ class Pool:
         # One thread per process in every library that would otherwise start one per core.
         environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         code = f"from actionfuse.extract.workers import worker_main; worker_main({child.fileno()}, {shared})"
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            pass_fds=[child.fileno(), shared],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        # The child inherits what this thread blocks: a Ctrl-C while it imports would end it with a traceback.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                pass_fds=[child.fileno(), shared],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         child.close()
         os.close(shared)
         parent.send(Setup(self._plans, self._slot_bytes, self._num_slots))
         return _Worker(process, parent, memory)
 
     def idle(self) -> int | None:
-        """A worker without a task, or None."""
-        return next((number for number, worker in enumerate(self._workers) if worker.task is None), None)
+        """The number of a worker without a task, or None."""
+        waiting = (number for number, worker in enumerate(self._workers) if worker.task is None)
+        return next(waiting, len(self._workers) if len(self._workers) < self._most_workers else None)
 
     @property
     def busy(self) -> bool:
@@ -244,6 +271,8 @@ class Pool:
 
     def submit(self, number: int, task: Task, boxes: BoxTracks | None = None) -> None:
         """Give a task to an idle worker."""
+        if number == len(self._workers):
+            self._workers.append(self._start())
         worker = self._workers[number]
         worker.task, worker.boxes, worker.changed_at = task, boxes, time.monotonic()
         try:

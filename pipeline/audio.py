@@ -28,7 +28,7 @@ from .spectrogram import PRESETS, SpectrogramPreset, spectrogram
 from .types import Waveform
 from .video import VideoError
 
-__all__ = ["PRESETS", "AudioReader", "SpectrogramStream", "read_audio", "spectrogram", "stream_audio"]
+__all__ = ["PRESETS", "AudioReader", "SpectrogramStream", "read_audio", "sound_seconds", "spectrogram", "stream_audio"]
 
 # A decoder that starts in the middle needs a while to be right: MP3 looks back up to nine frames.
 _WARM_UP_SECONDS = 1.0
@@ -69,6 +69,26 @@ def stream_audio(
     """
     with AudioReader(path) as reader:
         yield from reader.stream(sample_rate_hz, start_seconds, stop_seconds, chunk_seconds)
+
+
+def sound_seconds(path: str | os.PathLike[str]) -> float | None:
+    """How long the sound of a file without video is; None where there is video or no sound. Nothing is decoded.
+
+    Raises: VideoError where the file cannot be opened or breaks off.
+    """
+    path = os.fspath(path)
+    with open_container(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None or stream.time_base is None or video_streams(container):
+            return None
+        begin = end = stream.start_time or 0
+        try:
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is not None:
+                    end = max(end, packet.pts + (packet.duration or 0))
+        except FFmpegError as broken:
+            raise VideoError(f"{path}: the sound breaks off: {reason(broken)}") from broken
+        return float((end - begin) * stream.time_base)
 
 
 class AudioReader:

@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LEAST_BEAT_SECONDS = 0.2
+_hook: Callable[[], None] | None = None
 _parent: Connection | None = None  # set in children only
 _last_beat = 0.0
 
@@ -33,11 +34,21 @@ class Lost:
 
 
 def beat() -> None:
-    """A sign of life: called by guarded functions while they get on. Does nothing elsewhere; cheap."""
+    """A sign of life: called by guarded functions while they get on, and by readers with every packet. Does nothing
+    elsewhere; cheap.
+    """
     global _last_beat
+    if _hook is not None:
+        _hook()
     if _parent is not None and time.monotonic() - _last_beat > _LEAST_BEAT_SECONDS:
         _last_beat = time.monotonic()
         _parent.send(("beat", None))
+
+
+def beats_to(hook: Callable[[], None] | None) -> None:
+    """Have `beat` call this in this process: for other watchdogs than `guarded_map`."""
+    global _hook
+    _hook = hook
 
 
 def guarded_map(

@@ -8,8 +8,9 @@ import pytest
 from videos import read_code, write_counting_video
 
 from actionfuse.extract.clips import ClipRow
-from actionfuse.extract.decode import decode_task
+from actionfuse.extract.decode import ReaderShelf, decode_task
 from actionfuse.extract.plan import ClipPlan, Task
+from actionfuse.pipeline import open_video
 
 
 def plan(name: str = "x", **options) -> ClipPlan:
@@ -137,3 +138,71 @@ def test_broken_video_is_an_outcome_not_a_crash(tmp_path: Path) -> None:
     path.write_text("no video")
     outcome = decode_task(Task("k", str(path), None, None, "auto", 0, (0,)), (plan(),), lambda *_: None)
     assert outcome.error and outcome.stage == "open" and outcome.rows == {}
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 frames, 30 a second, stamped in whole milliseconds: 0, 33, 67, 100, ..., and an end at 667 ms."""
+    return write_counting_video(tmp_path_factory.mktemp("v") / "count.mkv", 20, (48, 48), 30, audio=True)
+
+
+def test_rounded_time_stamps_make_no_entry_more(rounded: Path) -> None:
+    grid = dict(frames=1, stride=1, fps=3.0)
+    plans = plan("rgb", **grid), plan("sound", stream="audio", **grid), plan("native", frames=1, stride=1)
+    for chosen in (plans[:1], plans[1:2], plans[:2], plans):
+        rows, _ = decode(rounded, *chosen)
+        assert [len(rows[index]) for index in rows] == [20 if p.fps is None else 2 for p in chosen]
+
+
+def test_rounded_time_stamps_show_the_same_frames_beside_every_frame(rounded: Path) -> None:
+    grid, native = plan("grid", frames=1, stride=1, fps=30.0), plan("native", frames=1, stride=1)
+    expected = [[k] for k in range(20)]
+    assert numbers(decode(rounded, grid)[0][0]) == expected
+    assert numbers(decode(rounded, grid, native)[0][0]) == expected
+    cut = dict(start=0.0, stop=2 / 30 + 0.0001)  # the frame at 67 ms counts as on screen at 66.7
+    assert numbers(decode(rounded, grid, **cut)[0][0]) == [[0], [1], [2]]
+    assert numbers(decode(rounded, grid, native, **cut)[0][0]) == [[0], [1], [2]]
+
+
+def test_segments_of_one_video_share_its_reader(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import actionfuse.extract.decode as module
+
+    opened = []
+    monkeypatch.setattr(
+        module, "open_video", lambda path, **options: opened.append(path) or open_video(path, **options)
+    )
+    readers, spans = ReaderShelf(), [(0.0, 0.4), (1.2, 2.0), (0.4, 0.8)]
+    for start, stop in spans:
+        rows: list[ClipRow] = []
+        task = Task("key", str(video), start, stop, "auto", 0, (0,))
+        outcome = decode_task(
+            task, (plan(frames=1, stride=1),), lambda _, row, to=rows: to.append(row), None, int, readers
+        )
+        assert not outcome.error
+        assert numbers(rows) == [[k] for k in range(round(start * 25), round(stop * 25))]
+    assert len(opened) == 1
+
+
+def test_sound_alone(tmp_path: Path) -> None:
+    import wave
+
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(0).integers(-9000, 9000, 8000 * 3, "<i2").tobytes())
+    sound = plan(stream="audio", frames=1, stride=1, fps=2.0)
+    rows, outcome = decode(path, sound)
+    assert len(rows[0]) == 6 and all(row.heard for row in rows[0]) and outcome.video_seconds == pytest.approx(3.0)
+    assert len(decode(path, sound, start=1.0, stop=2.0)[0][0]) == 2
+    both = decode_task(Task("k", str(path), None, None, "auto", 0, (0, 1)), (sound, plan()), lambda *_: None)
+    assert "only sound" in both.error and both.stage == "open"
+
+
+def test_an_error_that_nobody_expects_says_where_it_comes_from(video: Path) -> None:
+    def fail(_task: Task):
+        raise IndexError("7")
+
+    outcome = decode_task(
+        Task("k", str(video), None, None, "auto", 0, (0,)), (plan(),), lambda *_: None, None, int, fail
+    )
+    assert outcome.error.startswith("7 (IndexError at test_decode.py:")
