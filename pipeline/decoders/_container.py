@@ -208,7 +208,7 @@ class Layout:
     edited: bool
     ascending: bool
     num_video_streams: int
-    field_order: int
+    interlaced: bool
     damage: tuple[str, ...]
 
 
@@ -277,7 +277,8 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
         edited=survey.edited,
         ascending=survey.ascending,
         num_video_streams=len(video_streams(container)),
-        field_order=stream.codec_context.field_order,
+        # PyAV before 18 does not tell the stream's order of fields.
+        interlaced=frame.interlaced_frame or getattr(stream.codec_context, "field_order", 0) not in PROGRESSIVE,
         damage=survey.damage,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..video import VideoError, scaled_size
-from ._container import PROGRESSIVE, Layout, Packets
+from ._container import Layout, Packets
 from ._indexed import IndexedReader
 
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
@@ -58,7 +58,7 @@ class DecordReader(IndexedReader):
             return "pictures before some of its key frames lean on ones before those, and decord jumps into the middle"
         if layout.num_video_streams > 1:
             return "it holds several video streams, and decord may take another one than the first"
-        if layout.field_order not in PROGRESSIVE:
+        if layout.interlaced:
             return "its pictures are interlaced"
         if info.rotation_degrees or info.pixel_format not in PIXEL_FORMATS or info.width % 2 or info.height % 2:
             return (

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from ..video import VideoError
-from ._container import PROGRESSIVE, Layout, Packets
+from ._container import Layout, Packets
 from ._indexed import IndexedReader
 from ._pixels import Scaler
 
@@ -41,7 +41,7 @@ class TorchCodecReader(IndexedReader):
     def why_not(cls, layout: Layout, packets: Packets) -> str | None:
         if layout.info.container not in CONTAINERS:
             return f"it reads {', '.join(CONTAINERS)} files right, not {layout.info.container}"
-        if layout.field_order not in PROGRESSIVE:
+        if layout.interlaced:
             return "its pictures are interlaced"
         info = layout.info
         if (info.width % 2 or info.height % 2) and "420" in info.pixel_format:
