@@ -2,7 +2,7 @@
 
 `auto` reads folders, tars and patterns of frames by `frame_folder`, and every video file by `pyav`. decord would come
 first wherever it is right and faster, but measured on h264 of 320x240, 456x256 and 1920x1080, whole files, clips and
-single frames, it takes 1.0 to 2 times the CPU time of `pyav` here (which decodes no picture that nobody needs, and
+single frames, it takes 0.95 to 2 times the CPU time of `pyav` here (which decodes no picture that nobody needs, and
 converts and scales with less work), and it can hang or crash the process. `decord` and `torchcodec` remain for those
 who ask for them by name: they give the same frames at the same times, and decord the same pixels bit for bit, or they
 refuse the file and say why.

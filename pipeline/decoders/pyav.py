@@ -25,7 +25,7 @@ class PyAVReader(VideoReader):
     """
 
     decoder = "pyav"
-    decoder_reason = "right for every video file, and no slower than the others"
+    decoder_reason = "right for every video file, and as fast as the others or faster"
 
     def __init__(self, path: str, *, threads: int = 0) -> None:
         self.path = str(path)
