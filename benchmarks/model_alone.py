@@ -14,11 +14,13 @@ from _common import own_cpu_seconds
 from _options import runner_of
 
 from actionfuse.extract.engine import default_compute_threads
+from actionfuse.extract.memory import keep_freed_memory
 from actionfuse.extract.runner import Batch
 from actionfuse.extract.settings import batch_clips
 
 
 def main(clips: int, words: list[str]) -> None:
+    keep_freed_memory()
     runner, batch = runner_of(words)
     size = batch_clips(batch, runner)
     threads, inside = default_compute_threads(runner.device)

@@ -18,11 +18,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from ..pipeline.inputs import find_videos
 from ..pipeline.video import DECODERS
+from .memory import keep_freed_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,12 +94,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop", type=int, metavar="PIXELS", help="side of the middle square that is taken (default: as trained)"
     )
     how.add_argument("--decoder", default="auto", help="auto, decord, pyav or torchcodec (default: %(default)s)")
+    how.add_argument(
+        "--frame-fps",
+        type=float,
+        default=30.0,
+        metavar="F",
+        help="how fast the frames of folders and tars of frames run (default: %(default)g a second)",
+    )
 
     flow = parser.add_argument_group("flow and sound")
     flow.add_argument(
         "--flow-method",
         metavar="NAME",
-        help="dis_fast, dis_medium, farneback, tvl1, raft_small, ... (default: dis_fast)",
+        help="dis_fast, dis_medium, farneback, tvl1, raft_small, raft_large, auto "
+        "(default: dis_fast, with --flow-weights raft_small)",
     )
     flow.add_argument("--flow-weights", metavar="PATH", help="checkpoint of RAFT, or pretrained")
     flow.add_argument(
@@ -110,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store", choices=("npz", "npy", "hdf5", "lmdb"), default="npz", help="file format (default: %(default)s)"
     )
     run.add_argument(
-        "--frame-fps",
+        "--key-fps",
         type=float,
         metavar="F",
         help="lmdb: frame rate by which times become the frame numbers of keys (default: 30)",
@@ -153,14 +163,20 @@ def main(args: argparse.Namespace) -> int:
     videos = find_videos(args.paths, args.root)
     if not videos:
         raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
+    keep_freed_memory()
     from .run import Job  # torch and the models load from here on
+    from .settings import pick_device
 
+    launching = args.processes > 1 and "ACTIONFUSE_PROCESS" not in os.environ
+    if launching:
+        pick_device(args.device)  # tells what is wrong with it
+        args.device = "cpu"  # the GPUs' memory is for the processes that extract
     job = Job(args, fps, videos)
     if args.dry_run:
         return job.dry_run()
-    if args.processes > 1 and "ACTIONFUSE_PROCESS" not in os.environ:
+    if launching:
         job.open_stores()  # a wrong recipe is told once, and --overwrite happens once
-        return _launch(args.processes)
+        return _launch(args.words, args.processes)
     return job.run()
 
 
@@ -174,34 +190,35 @@ def parse_fps(text: str | None) -> float | str | None:
         raise ValueError(f"--fps is {text!r}; it is a number of frames a second, or native for every frame") from error
 
 
-def _launch(processes: int) -> int:
-    """This same call in `processes` processes, each with its share of the videos."""
-    words = sys.argv[2:] if sys.argv[1:2] == ["extract"] else sys.argv[1:]
-    children = []
-    for rank in range(processes):
-        environment = dict(
-            os.environ,
-            ACTIONFUSE_PROCESS="1",
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(processes),
-            LOCAL_WORLD_SIZE=str(processes),
-        )
-        children.append(subprocess.Popen([sys.executable, "-P", "-m", "actionfuse.extract", *words], env=environment))
-    codes = []
-    forwarded = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT}
+def _launch(words: Sequence[str], processes: int) -> int:
+    """The same call (its command line: words) in `processes` processes, each with its share of the videos."""
+    children: list[subprocess.Popen] = []
+    received: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
+        received.append(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in forwarded}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    code = "import sys; from actionfuse.cli import main; sys.exit(main(sys.argv[1:]))"
     try:
+        for rank in range(processes):
+            environment = dict(
+                os.environ,
+                ACTIONFUSE_PROCESS="1",
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+            )
+            if not received:
+                children.append(subprocess.Popen([sys.executable, "-P", "-c", code, *words], env=environment))
         codes = [child.wait() for child in children]
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     # a process that was killed is as bad as one that failed; the rest of its share was taken over by the others
     codes = [code if code >= 0 else 128 - code for code in codes]
-    return max(codes)
+    return max(codes, default=128 + received[0] if received else 0)

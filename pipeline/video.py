@@ -195,14 +195,20 @@ def check_times(reader: VideoReader, seconds: Sequence[float], outside: str) -> 
 
 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """(width, height) scaled so that the shorter side is `short_side`; the longer is rounded to the nearest pixel."""
+    """(width, height) scaled so that the shorter side is `short_side`; the longer becomes the nearest even number.
+
+    Even, as FFmpeg's `scale=-2:256` has it: 16:9 at 256 is 456x256, the size of EPIC-KITCHENS' frames. Video colours are
+    stored for pairs of pixels, and an odd width (455, torchvision's rounding) takes 60 % longer to scale.
+    """
     if short_side is None or min(width, height) == short_side:
         return width, height
     if short_side < 1:
         raise ValueError(f"short_side is {short_side}; it must be at least 1 pixel")
-    if width <= height:
-        return short_side, max(1, int(height * short_side / width + 0.5))
-    return max(1, int(width * short_side / height + 0.5)), short_side
+    if width == height:
+        return short_side, short_side
+    shorter, longer = sorted((width, height))
+    even = max(short_side, 2 * int(longer * short_side / shorter / 2 + 0.5))
+    return (short_side, even) if width < height else (even, short_side)
 
 
 def open_video(path: str | Path, decoder: str = "auto", *, threads: int = 0, frame_fps: float = 30.0) -> VideoReader:
