@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def extract_features(
     last_clip: LastClip = "pad",
     flow_method: str | None = None,
     flow_weights: str | None = None,
+    flow_stack: int | None = None,
     audio_preset: str = "tbn",
     pool: str = "clip",
     layer: str | None = None,
@@ -43,13 +45,17 @@ def extract_features(
     batch: int | None = None,
     workers: int | None = None,
     decoder: str = "auto",
+    frame_fps: float = 30.0,
+    root: str | Path | None = None,
     timeout_seconds: float = 60.0,
     on_error: str = "raise",
 ) -> Iterator[tuple[str, dict[str, Features]]]:
     """Features of videos, one video after the other as they get ready (the order is not that of the paths).
 
     paths: files, folders, lists, csv of segments; see `pipeline.inputs.find_videos`.
-    backbone: names, or a Backbone that is already built (then `weights` is not used).
+    backbone: names, or a Backbone that is already built: then `weights`, `streams` and `flow_stack` are its own. It is
+        moved to the device and put into eval mode.
+    boxes: tracks of the whole videos, by key; see `pipeline.boxes.read_box_file`.
     The other options are those of `actionfuse extract`; see `Settings`.
     on_error: "raise" ends with a ValueError at the first video that cannot be read; "warn" warns and goes on.
 
@@ -74,6 +80,7 @@ def extract_features(
         last_clip=last_clip,
         flow_method=flow_method,
         flow_weights=flow_weights,
+        flow_stack=flow_stack,
         audio_preset=audio_preset,
         pool=pool,
         layer=layer,
@@ -81,7 +88,11 @@ def extract_features(
         instances=instances if boxes else 0,
         precision=precision,
         device=device,
+        frame_fps=frame_fps,
     )
+    videos = find_videos(paths, root)
+    if not videos:
+        raise ValueError(f"no video found in {paths}")
     runners: list[Runner]
     recipes: list[dict[str, Any]]
     if isinstance(backbone, Backbone):
@@ -92,26 +103,33 @@ def extract_features(
     sink = MemorySink([runner.plan.name for runner in runners])
     threads, inside = default_compute_threads(runners[0].device)
     engine = Engine(
-        find_videos(paths),
+        videos,
         runners,
         sink,
         batch_clips=[batch_clips(batch, runner) for runner in runners],
-        workers=num_workers(workers, runners[0].device),
+        workers=min(num_workers(workers, runners[0].device), len(videos)),
         compute_threads=threads,
         threads_per_compute=inside,
         timeout_seconds=timeout_seconds,
         decoder=decoder,
+        frame_fps=frame_fps,
         boxes=boxes,
     )
     by_name = {runner.plan.name: recipe for runner, recipe in zip(runners, recipes, strict=True)}
-    for event in engine.run():
-        if isinstance(event, Finished):
-            found = sink.pop(event.key)
-            for name, features in found.items():
-                features.metadata["recipe"] = by_name[name.removesuffix("-roi")]
-            yield event.key, found
-        elif isinstance(event, Failed):
-            reason = f"{event.path}: {event.reason}"
-            if on_error == "raise":
-                raise ValueError(f"{reason}; on_error='warn' goes on with the others")
-            warnings.warn(reason, stacklevel=2)
+    try:
+        with closing(engine.run()) as events:
+            for event in events:
+                if isinstance(event, Finished):
+                    found = sink.pop(event.key)
+                    for name, features in found.items():
+                        features.metadata["recipe"] = by_name[name.removesuffix("-roi")]
+                    yield event.key, found
+                elif isinstance(event, Failed):
+                    sink.pop(event.key)
+                    reason = f"{event.path}: {event.reason}"
+                    if on_error == "raise":
+                        raise ValueError(f"{reason}; on_error='warn' goes on with the others")
+                    warnings.warn(reason, stacklevel=2)
+    finally:
+        for runner in runners:
+            runner.close()

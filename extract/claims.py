@@ -29,7 +29,7 @@ class Claim:
 
 def claim(folder: Path, key: str) -> Claim | None:
     """Take the claim on `key` among all processes that write to `folder`; None if another process holds it."""
-    path = folder / ".claims" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    path = folder / ".claims" / hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

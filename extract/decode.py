@@ -109,6 +109,14 @@ class ReaderShelf:
         else:
             self._reader, self._key = reader, key
 
+    def __enter__(self) -> ReaderShelf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
 
 def decode_task(
     task: Task,

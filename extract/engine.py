@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -159,6 +160,7 @@ class Engine:
         threads_per_compute: int = 1,
         timeout_seconds: float = 60.0,
         decoder: str = "auto",
+        frame_fps: float = 30.0,
         boxes: dict[str, BoxTracks] | None = None,
     ) -> None:
         self._videos = iter(videos)
@@ -166,7 +168,11 @@ class Engine:
         self._plans: tuple[ClipPlan, ...] = tuple(runner.plan for runner in runners)
         self._batch_clips, self._workers = batch_clips, workers
         self._compute_threads, self._threads_per_compute = compute_threads, threads_per_compute
+        if not timeout_seconds > 0:
+            raise ValueError(f"timeout is {timeout_seconds}; it must be a positive number of seconds")
         self._timeout_seconds, self._decoder, self._boxes = timeout_seconds, decoder, boxes or {}
+        self._frame_fps = frame_fps
+        self._most_open = max(workers + 1, _most_open_videos(len(runners)))
         self._filling: dict[int, _FillingBatch] = {}
         self._spare: dict[int, queue.SimpleQueue[np.ndarray]] = {i: queue.SimpleQueue() for i in range(len(runners))}
         self._to_compute: queue.Queue = queue.Queue(maxsize=compute_threads)
@@ -182,7 +188,7 @@ class Engine:
         """Make `run` end soon: what is in flight is dropped, what is written stays. Safe in a signal handler."""
         self._stop.set()
 
-    def run(self) -> Iterator[Finished | Failed | Skipped]:
+    def run(self) -> Generator[Finished | Failed | Skipped]:
         """Do the work. Closing the iterator early stops everything."""
         threads = [
             threading.Thread(target=self._guard(self._compute), daemon=True) for _ in range(self._compute_threads)
@@ -195,8 +201,7 @@ class Engine:
             try:
                 yield from self._dispatch(pool, open_videos)
                 if not self._stop.is_set():
-                    for plan_index in list(self._filling):
-                        self._submit(plan_index)
+                    self._flush()
                     self._drain(threads, writer)
                     yield from self._pending_events(open_videos)
             finally:
@@ -220,6 +225,9 @@ class Engine:
                 if retries:
                     pool.submit(number, *retries.popleft())
                     continue
+                if len(open_videos) >= self._most_open:
+                    self._flush()  # many short videos: their rows wait in batches that are not full
+                    break
                 video = next(self._videos, None)
                 if video is None:
                     more = False
@@ -230,9 +238,8 @@ class Engine:
                     continue
                 open_videos[video.key] = video
                 indices = tuple(i for i, plan in enumerate(self._plans) if plan.name in missing)
-                boxes = self._boxes.get(video.key.partition("#")[0] if video.id else video.key)
-                task = Task(video.key, video.path, video.start_seconds, video.stop_seconds, self._decoder, 0, indices)
-                pool.submit(number, task, boxes)
+                task = task_of(video, self._decoder, self._frame_fps, indices)
+                pool.submit(number, task, self._boxes.get(video_key(video)))
             if not pool.busy and not retries and not more:
                 return
             for event in pool.events(timeout_seconds=0.2):
@@ -281,6 +288,10 @@ class Engine:
             kind = torch.float32 if plan.dtype == np.float32 else torch.uint8
             pinned = self._runners[plan_index].device.type == "cuda"
             return torch.zeros(shape, dtype=kind, pin_memory=pinned).numpy()
+
+    def _flush(self) -> None:
+        for plan_index in list(self._filling):
+            self._submit(plan_index)
 
     def _submit(self, plan_index: int) -> None:
         filling = self._filling.pop(plan_index)
@@ -486,6 +497,23 @@ class Engine:
         rows = {self._plans[plan].name: count for plan, count in outcome.rows.items()}
         notes = tuple(outcome.notes)
         return Finished(outcome.key, outcome.decoder, rows, outcome.video_seconds, outcome.frames, notes, predictions)
+
+
+def task_of(video: VideoInput, decoder: str, frame_fps: float, plans: tuple[int, ...] = ()) -> Task:
+    return Task(video.key, video.path, video.start_seconds, video.stop_seconds, decoder, 0, plans, frame_fps)
+
+
+def video_key(video: VideoInput) -> str:
+    """The key of the whole video that a segment is of: boxes are given for it."""
+    return video.key if video.id is None else video.key.removesuffix(f"#{video.id}")
+
+
+def _most_open_videos(plans: int) -> int:
+    """How many videos may be on their way: each holds open a claim and for each output a file of rows."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files == resource.RLIM_INFINITY:
+        return 4096
+    return max(1, min(4096, (files - 256) // (1 + 2 * plans)))
 
 
 def _runs(positions: list[int], items: list[_BatchItem]) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -69,7 +70,7 @@ class Report:
             self._bar.stop()
             self._bar = None
 
-    def summary(self, stage_seconds: dict[str, float]) -> list[str]:
+    def summary(self, stage_seconds: Mapping[str, float]) -> list[str]:
         """The closing lines: what came out, and where the time went."""
         parts = [f"{self.done} extracted"]
         parts += [f"{count} {word}" for count, word in (

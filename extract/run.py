@@ -7,14 +7,25 @@ import hashlib
 import os
 import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 from types import FrameType
+from typing import Any
 
-from ..pipeline import VideoError, open_video
+import numpy as np
+
+from ..pipeline import VideoError
 from ..pipeline.inputs import VideoInput
-from .engine import Engine, Failed, Finished, default_compute_threads
+from ..pipeline.types import BoxTracks
+from .decode import ReaderShelf, sound_span
+from .engine import Engine, Failed, Finished, Skipped, default_compute_threads, task_of, video_key
+from .plan import Span
 from .progress import Report
 from .runner import Runner
-from .settings import Settings, batch_clips, build_runners, num_workers, split_by_size
+from .settings import Settings, batch_clips, build_runners, num_workers, split_by_size, with_boxes
 from .sinks import FailureList, StoreSink
 
 
@@ -40,6 +51,7 @@ def settings_of(args: argparse.Namespace, fps: float | str | None) -> Settings:
         instances=args.instances if args.boxes is not None else 0,
         precision=args.precision,
         device=args.device,
+        frame_fps=args.frame_fps,
     )
 
 
@@ -48,55 +60,65 @@ class Job:
 
     def __init__(self, args: argparse.Namespace, fps: float | str | None, videos: list[VideoInput]) -> None:
         self._args, self._videos = args, videos
-        self._boxes = None
+        self._boxes, boxes_sha256 = None, ""
         if args.boxes is not None:
-            from ..pipeline.boxes import read_box_file
-
-            self._boxes = read_box_file(args.boxes)
-        self._settings = settings_of(args, fps)
-        self._runners, self._recipes = build_runners(self._settings)
-        if self._boxes is not None:
-            for recipe in self._recipes:
-                recipe["identity"]["boxes_sha256"] = _file_hash(str(args.boxes))
+            self._boxes, boxes_sha256 = _read_boxes(args, videos)
+        if args.labels is not None and not args.top:
+            raise ValueError("--labels names the classes that --top K prints: give both")
+        self._runners, recipes = build_runners(settings_of(args, fps))
+        self._recipes: dict[tuple[str, str], dict[str, Any]] = {}
+        for runner, recipe in zip(self._runners, recipes, strict=True):
+            self._recipes[runner.plan.name, "features"] = recipe
+            if runner.plan.instances:
+                self._recipes[runner.plan.name, "roi"] = with_boxes(recipe, boxes_sha256, runner.plan.instances)
         self._labels = _labels(args, self._runners)
+        self._paths = {video.key: video.path for video in videos}
+        self._engine: Engine | None = None
+        self._signals: list[int] = []
+        self._prints = True
 
     def open_stores(self) -> StoreSink:
         """The stores of all outputs, their recipes checked."""
         args = self._args
-        names = [runner.plan.name for runner in self._runners]
-        sink = StoreSink(
-            args.out,
-            dict(zip(names, self._recipes, strict=True)),
-            outputs={r.plan.name: ("features", "roi") if r.plan.instances else ("features",) for r in self._runners},
-            format=args.store,
-            dtype=args.dtype,
-            frame_fps=args.frame_fps,
-            overwrite=args.overwrite,
-        )
-        return sink
+        try:
+            return StoreSink(
+                args.out,
+                self._recipes,
+                format=args.store,
+                dtype=args.dtype,
+                key_fps=args.key_fps,
+                overwrite=args.overwrite,
+            )
+        except OSError as error:
+            raise ValueError(f"--out {args.out} cannot be written: {error}") from error
 
     def dry_run(self) -> int:
         """Print the rows that each video will give."""
         broken = 0
-        for video in self._videos:
-            try:
-                with open_video(video.path, decoder=self._args.decoder) as reader:
-                    info = reader.info
-            except (VideoError, OSError, ValueError) as error:
-                print(f"{video.key}: {error}")
-                broken += 1
-                continue
-            start = max(video.start_seconds or 0.0, info.start_seconds)
-            stop = min(info.stop_seconds if video.stop_seconds is None else video.stop_seconds, info.stop_seconds)
-            for runner in self._runners:
-                plan = runner.plan
-                whole = video.start_seconds is None and video.stop_seconds is None
-                frames = info.num_frames if whole else round((stop - start) * info.average_fps)
-                entries = plan.num_entries(stop - start, frames)
-                print(
-                    f"{video.key}: {plan.name}: {plan.num_clips(entries)} rows "
-                    f"({stop - start:.3f} s, {entries} entries)"
-                )
+        plans = [runner.plan for runner in self._runners]
+        sound_only = all(plan.stream == "audio" for plan in plans)
+        with ReaderShelf() as readers:
+            for video in self._videos:
+                task = task_of(video, self._args.decoder, self._args.frame_fps)
+                try:
+                    span, frames, about = sound_span(task) if sound_only else None, 0, ""
+                    if span is None:
+                        with readers(task) as reader:
+                            span = Span.of(reader, video.start_seconds, video.stop_seconds)
+                            frames = span.num_frames(reader.info)
+                            whole = frames == reader.info.num_frames
+                            about = "" if whole or not reader.info.variable_frame_rate else "about "
+                except (VideoError, OSError, ValueError) as error:
+                    print(f"{printable(video.key)}: {error}")
+                    broken += 1
+                    continue
+                for plan in plans:
+                    entries = plan.num_entries(span.grid_seconds, frames)
+                    print(
+                        f"{printable(video.key)}: {plan.name}: {about if plan.fps is None else ''}"
+                        f"{plan.num_clips(entries)} rows "
+                        f"({span.stop_seconds - span.start_seconds:.3f} s, {entries} entries)"
+                    )
         return 1 if broken else 0
 
     def run(self) -> int:
@@ -105,47 +127,33 @@ class Job:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         sink = self.open_stores()
         failures = FailureList(args.out)
-        ordered = _own_share_first(self._videos, rank, world)
-        device = self._runners[0].device
-        threads, inside = default_compute_threads(device)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        engine = Engine(
-            ordered,
-            self._runners,
-            sink,
-            batch_clips=[batch_clips(args.batch, runner) for runner in self._runners],
-            workers=min(num_workers(args.workers, device, local), len(ordered)),
-            compute_threads=max(1, threads // local) if device.type == "cpu" else threads,
-            threads_per_compute=inside,
-            timeout_seconds=args.timeout,
-            decoder=args.decoder,
-            boxes=self._boxes,
-        )
         label = f"[{rank}/{world}] " if world > 1 else ""
-        report = Report(len(ordered), label=label, quiet=args.quiet or (rank > 0 and not sys.stderr.isatty()))
-        received: list[int] = []
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            received.append(number)
-            engine.stop()
-            if len(received) > 1:
-                raise KeyboardInterrupt
-
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        quiet = args.quiet or (rank > 0 and not sys.stderr.isatty())
+        report = Report(len(self._videos), label=label, quiet=quiet)
+        stage_seconds: dict[str, float] = {}
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            for event in engine.run():
-                self._tell(event, report, failures)
+            own, others = _shares(self._videos, rank, world)
+            work: Iterable[VideoInput] = chain(own, _not_failed(others, failures, report))
+            workers = len(self._videos)
+            while workers and not self._signals:
+                passed_by = self._extract(work, workers, sink, failures, report, stage_seconds)
+                work = self._abandoned(passed_by, sink, failures, report, wait=world > 1)
+                workers = len(work)
+        except OSError as error:
+            report.say(f"stopped: {error}; what is written stays, and the same call goes on from here")
+            return 1
         finally:
             report.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if received:
-            report.say(f"stopped by {signal.Signals(received[0]).name}; the same call goes on from here")
-            return 128 + received[0]
+        if self._signals:
+            report.say(f"stopped by {signal.Signals(self._signals[0]).name}; the same call goes on from here")
+            return 128 + self._signals[0]
         if not args.quiet:
-            for line in report.summary(engine.stage_seconds):
+            for line in report.summary(stage_seconds):
                 print(f"{label}{line}", file=sys.stderr)
-        broken = failures.read().keys() & {video.key for video in self._videos}
+        broken = failures.read().keys() & self._paths.keys()
         if broken:
             print(
                 f"{label}{len(broken)} of {len(self._videos)} inputs failed or are damaged: see {failures.path}",
@@ -153,7 +161,80 @@ class Job:
             )
         return 1 if broken else 0
 
-    def _tell(self, event: object, report: Report, failures: FailureList) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self._signals.append(number)
+        if self._engine is not None:
+            self._engine.stop()
+        if len(self._signals) > 1:
+            raise KeyboardInterrupt
+
+    def _extract(
+        self,
+        videos: Iterable[VideoInput],
+        most_workers: int,
+        sink: StoreSink,
+        failures: FailureList,
+        report: Report,
+        stage_seconds: dict[str, float],
+    ) -> list[VideoInput]:
+        """Extract what is missing; returns the videos that other processes are at."""
+        args, device = self._args, self._runners[0].device
+        threads, inside = default_compute_threads(device)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        seen: dict[str, VideoInput] = {}
+
+        def remembered() -> Iterator[VideoInput]:
+            for video in videos:
+                seen[video.key] = video
+                yield video
+
+        engine = self._engine = Engine(
+            remembered(),
+            self._runners,
+            sink,
+            batch_clips=[batch_clips(args.batch, runner) for runner in self._runners],
+            workers=min(num_workers(args.workers, device, local), most_workers),
+            compute_threads=max(1, threads // local) if device.type == "cpu" else threads,
+            threads_per_compute=inside,
+            timeout_seconds=args.timeout,
+            decoder=args.decoder,
+            frame_fps=args.frame_fps,
+            boxes=self._boxes,
+        )
+        if self._signals:  # came before there was an engine to stop
+            return []
+        passed_by = []
+        with closing(engine.run()) as events:
+            for event in events:
+                if isinstance(event, Skipped) and event.elsewhere:
+                    passed_by.append(seen[event.key])
+                else:
+                    self._tell(event, report, failures)
+        for stage, seconds in engine.stage_seconds.items():
+            stage_seconds[stage] = stage_seconds.get(stage, 0.0) + seconds
+        return passed_by
+
+    def _abandoned(
+        self, videos: list[VideoInput], sink: StoreSink, failures: FailureList, report: Report, *, wait: bool
+    ) -> list[VideoInput]:
+        """Those videos that other processes took on and left undone, because they were killed.
+
+        wait: until the others have finished. The processes of one launch wait for one another: launchers end them all
+            where one ends with an error, as it does after a broken input.
+        """
+        left = []
+        for video in videos:
+            while (missing := sink.begin(video.key)) is None and wait and not self._signals:
+                time.sleep(0.2)
+            sink.end(video.key)
+            if missing and video.key not in failures.read():
+                left.append(video)
+            else:
+                report.elsewhere += 1
+                report.step()
+        return left
+
+    def _tell(self, event: Finished | Failed | Skipped, report: Report, failures: FailureList) -> None:
         if isinstance(event, Finished):
             report.done += 1
             report.video_seconds += event.video_seconds
@@ -161,24 +242,29 @@ class Job:
             report.rows += sum(event.rows.values())
             if event.notes:
                 report.damaged += 1
-                path = next(video.path for video in self._videos if video.key == event.key)
                 reason = f"damaged, extracted what could be read: {'; '.join(event.notes)}"
-                failures.add(key=event.key, path=path, stage="decode", reason=reason)
+                failures.add(key=event.key, path=self._paths[event.key], stage="decode", reason=reason)
                 report.say(f"{event.key}: {reason}")
             else:
                 failures.remove([event.key])
             for plan, classes in event.predictions.items():
                 names = ", ".join(f"{self._label(plan, index)} {score:.2f}" for index, score in classes)
-                print(f"{event.key}: {plan}: {names}", flush=True)
+                self._print(f"{printable(event.key)}: {plan}: {names}")
         elif isinstance(event, Failed):
             report.failed += 1
             failures.add(key=event.key, path=event.path, stage=event.stage, reason=event.reason)
             report.say(f"{event.key}: {event.stage}: {event.reason}")
-        elif getattr(event, "elsewhere", False):
-            report.elsewhere += 1
         else:
             report.skipped += 1
         report.step()
+
+    def _print(self, line: str) -> None:
+        if self._prints:
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # `... --top 5 | head`: the features are still wanted
+                self._prints = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _label(self, plan: str, index: int) -> str:
         names = self._labels.get(plan, ())
@@ -186,13 +272,31 @@ class Job:
         return names[index].split(", ")[0] if index < len(names) else f"class {index}"
 
 
-def _own_share_first(videos: list[VideoInput], rank: int, world: int) -> list[VideoInput]:
-    """The videos of this process, largest first, then those of the others: what they have not begun when this one is
-    done.
+def _shares(videos: list[VideoInput], rank: int, world: int) -> tuple[list[VideoInput], list[VideoInput]]:
+    """The videos of this process and those of the others, those first that take longest. Segments of one video follow
+    one another.
     """
-    shares = split_by_size([_size(video) for video in videos], world)
-    order = [index for step in range(world) for index in shares[(rank + step) % world]]
-    return [videos[index] for index in order]
+    sizes = [_size(video) for video in videos]
+    of_video: Counter[str] = Counter()
+    for video, size in zip(videos, sizes, strict=True):
+        of_video[video.path] += size
+
+    def order(index: int) -> tuple:
+        video = videos[index]
+        return -of_video[video.path], video.path, video.start_seconds or 0.0, index
+
+    shares = [sorted(share, key=order) for share in split_by_size(sizes, world)]
+    own, *others = [[videos[index] for index in shares[(rank + step) % world]] for step in range(world)]
+    return own, [video for share in others for video in share]
+
+
+def _not_failed(videos: list[VideoInput], failures: FailureList, report: Report) -> Iterator[VideoInput]:
+    """Of the others' videos those that are not known to fail: each process tries the broken ones of its own share."""
+    for video in videos:
+        if video.key in failures.read():
+            report.elsewhere += 1
+        else:
+            yield video
 
 
 def _size(video: VideoInput) -> int:
@@ -218,6 +322,27 @@ def _labels(args: argparse.Namespace, runners: list[Runner]) -> dict[str, tuple[
     return labels
 
 
-def _file_hash(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_boxes(args: argparse.Namespace, videos: list[VideoInput]) -> tuple[dict[str, BoxTracks], str]:
+    """Tracks per video, and a hash of them."""
+    from ..pipeline.boxes import read_box_file
+
+    if args.instances < 1:
+        raise ValueError(f"--instances is {args.instances}; with --boxes there must be room for at least one")
+    tracks = read_box_file(args.boxes)
+    known = {video_key(video) for video in videos}
+    if not known & tracks.keys():
+        raise ValueError(
+            f"{args.boxes} has boxes of {', '.join(sorted(tracks)[:3])}, ... and of none of the inputs, which are "
+            f"called {', '.join(sorted(known)[:3])}, ...; --root changes what they are called"
+        )
+    digest = hashlib.sha256()
+    for key, found in sorted(tracks.items()):
+        digest.update(os.fsencode(f"{key} {found.boxes.shape}"))
+        for array in (found.boxes, found.present, found.seconds, found.categories):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return tracks, digest.hexdigest()
+
+
+def printable(key: str) -> str:
+    """A key as standard output takes it, also where a file's name is no UTF-8."""
+    return key.encode("utf-8", "backslashreplace").decode()

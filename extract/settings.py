@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from ..backbones import Backbone, create_backbone
-from ..pipeline.flow import FlowComputer
+from ..pipeline.flow import FlowComputer, default_method
 from ..pipeline.sampling import LastClip
 from .plan import ClipPlan
 from .runner import Runner
@@ -35,6 +36,9 @@ class Settings:
     fps: entries a second, "native" for every frame.
     clip_frames: entries per clip. clip_stride: entries from one clip's start to the next one's; None = clip_frames.
     side: shorter side in pixels to which frames are scaled. crop: side of the middle square that is taken.
+    flow_method, flow_weights: as in `pipeline.flow.FlowComputer`; None = raft_small where weights are given, else
+        dis_fast.
+    frame_fps: how fast the frames of folders and tars of frames run.
     """
 
     backbones: tuple[str, ...] = (DEFAULT_BACKBONE,)
@@ -56,20 +60,35 @@ class Settings:
     instances: int = 0
     precision: str = "fp32"
     device: str = "auto"
+    frame_fps: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not (self.frame_fps > 0 and math.isfinite(self.frame_fps)):
+            raise ValueError(f"frame fps is {self.frame_fps}; it must be a positive number of frames a second")
+        if self.top < 0:
+            raise ValueError(f"top is {self.top}; it is how many classes to keep, 0 for none")
+        if self.instances < 0:
+            raise ValueError(f"instances is {self.instances}; it is how many boxes a clip has room for")
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU of this process where there is one, else the CPU."""
+    """ "auto" is the GPU of this process where there is one, else the CPU; "cuda" is the GPU of this process."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; write auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but this torch ({torch.__version__}) sees no GPU; write --device cpu")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device is {name!r}, but this torch ({torch.__version__}) sees no GPU; write --device cpu"
+            )
+        count = torch.cuda.device_count()
+        if device.index is None:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+        if device.index >= count:
+            raise ValueError(f"device is {name!r}, but there are {count} GPUs, counted from cuda:0")
     return device
 
 
@@ -127,9 +146,12 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
     fps = spec.fps if settings.fps is None else None if settings.fps == "native" else float(settings.fps)
     crop = spec.crop if settings.crop is None else settings.crop
     side = max(spec.resize_side, crop) if settings.side is None else settings.side
-    method = settings.flow_method or ("raft_small" if device.type == "cuda" and settings.flow_weights else "dis_fast")
+    method = settings.flow_method or ("raft_small" if settings.flow_weights else "dis_fast")
+    if method == "auto":
+        method = default_method(str(device))
     if spec.stream == "flow" and not method.startswith("raft"):
-        FlowComputer(method)  # a wrong name or a missing package is told before anything runs
+        # a wrong name, a missing package, weights without use: told before anything runs
+        FlowComputer(method, weights=settings.flow_weights)
     cells = (256, 256)
     if spec.stream == "audio":
         from ..pipeline.audio import PRESETS
@@ -137,7 +159,7 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
         if settings.audio_preset not in PRESETS:
             raise ValueError(f"no audio preset is named {settings.audio_preset!r}; there are {', '.join(PRESETS)}")
         cells = PRESETS[settings.audio_preset].cells
-    return ClipPlan(
+    plan = ClipPlan(
         name=plan_name(name, spec.stream),
         stream=spec.stream,
         frames=frames,
@@ -153,6 +175,16 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
         audio_cells=cells,
         instances=settings.instances if spec.stream != "audio" else 0,
     )
+    height, width = cells if spec.stream == "audio" else (crop, crop)
+    least = backbone.min_size
+    if frames < least[0] or height < least[1] or width < least[2]:
+        raise ValueError(
+            f"{name}: clips of {frames} frames and {height} x {width} pixels are too small; it takes at least "
+            f"{least[0]} frames of {least[1]} x {least[2]}"
+        )
+    if type(backbone).output_size is not Backbone.output_size:
+        backbone.output_size(frames, height, width)  # raises where the network cannot take this size
+    return plan
 
 
 def build_runners(settings: Settings) -> tuple[list[Runner], list[dict[str, Any]]]:
@@ -160,6 +192,11 @@ def build_runners(settings: Settings) -> tuple[list[Runner], list[dict[str, Any]
     record.
     """
     device = pick_device(settings.device)
+    chosen = {stream for _, stream, _ in pairs(settings)}
+    if "flow" not in chosen and (settings.flow_method or settings.flow_weights or settings.flow_stack):
+        raise ValueError("options of flow were given, but no flow is extracted: add the stream flow, or leave them out")
+    if "audio" not in chosen and settings.audio_preset != Settings.audio_preset:
+        raise ValueError("an audio preset was given, but no sound is extracted: add the stream audio, or leave it out")
     runners, recipes = [], []
     for name, stream, weights in pairs(settings):
         backbone = build_backbone(name, stream, weights, settings.flow_stack)
@@ -178,9 +215,8 @@ def wrap(
     top = settings.top if plan.stream == "rgb" or weights not in WORDS else 0
     flow = None
     if plan.flow_on_device:
-        flow = FlowComputer(
-            plan.flow_method, weights=settings.flow_weights, device=str(device), precision=settings.precision
-        )
+        source = settings.flow_weights or ("pretrained" if settings.flow_method == "auto" else None)
+        flow = FlowComputer(plan.flow_method, weights=source, device=str(device), precision=settings.precision)
     runner = Runner(
         plan,
         backbone,
@@ -197,7 +233,10 @@ def wrap(
         plan.stream, ()
     ):
         sampling = {key: value for key, value in sampling.items() if not key.startswith(unused)}
-    del sampling["name"]
+    del sampling["name"], sampling["instances"]  # see `with_boxes`
+    sampling["frame_fps"] = settings.frame_fps
+    if flow is not None:
+        sampling["flow_weights_sha256"] = hash_weights(flow.network)
     identity = {
         "backbone": {"name": name, "options": dict(backbone.options), "weights_sha256": hash_weights(backbone)},
         "input": json.loads(json.dumps(asdict(backbone.input_spec))),
@@ -210,6 +249,12 @@ def wrap(
         },
     }
     return runner, {"identity": identity, "provenance": {"weights": _source_name(weights), **versions()}}
+
+
+def with_boxes(recipe: dict[str, Any], boxes_sha256: str, instances: int) -> dict[str, Any]:
+    """The recipe of the RoI features beside features that do not depend on boxes."""
+    boxes = {"sha256": boxes_sha256, "instances": instances}
+    return {**recipe, "identity": {**recipe["identity"], "boxes": boxes}}
 
 
 def _source_name(weights: str) -> str:

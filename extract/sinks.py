@@ -18,31 +18,32 @@ from .engine import RowWriter
 
 
 class StoreSink:
-    """One FeatureStore per output under `folder`: `folder/<plan>/<key>.npz`, RoI features in `folder/<plan>-roi/`."""
+    """One FeatureStore per output under `folder`: `folder/<plan>/<key>.npz`, RoI features in `folder/<plan>-roi/`.
+
+    recipes: of each output, (plan, "features" or "roi").
+    """
 
     def __init__(
         self,
         folder: Path,
-        recipes: dict[str, dict[str, Any]],
+        recipes: dict[tuple[str, str], dict[str, Any]],
         *,
-        outputs: dict[str, Sequence[str]],
         format: str = "npz",
         dtype: str = "float32",
-        frame_fps: float | None = None,
+        key_fps: float | None = None,
         overwrite: bool = False,
     ) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._claims: dict[str, Claim] = {}
         self._stores: dict[tuple[str, str], FeatureStore] = {}
-        for plan, recipe in recipes.items():
-            for output in outputs[plan]:
-                name = plan if output == "features" else f"{plan}-{output}"
-                store = FeatureStore.open(
-                    folder / name, format=format, recipe=recipe, dtype=dtype, frame_fps=frame_fps, overwrite=overwrite
-                )
-                store.clean()
-                self._stores[plan, output] = store
+        for (plan, output), recipe in recipes.items():
+            name = plan if output == "features" else f"{plan}-{output}"
+            store = FeatureStore.open(
+                folder / name, format=format, recipe=recipe, dtype=dtype, frame_fps=key_fps, overwrite=overwrite
+            )
+            store.clean()
+            self._stores[plan, output] = store
 
     def missing(self, key: str) -> tuple[str, ...]:
         """Plans of which an output of this video is not there, or is damaged."""
@@ -86,7 +87,7 @@ class MemorySink:
         return None
 
     def pop(self, key: str) -> dict[str, Features]:
-        return self._finished.pop(key)
+        return self._finished.pop(key, {})
 
 
 class _MemoryWriter:
@@ -145,13 +146,22 @@ class FailureList:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = self.read()
             change(entries)
-            text = "".join(json.dumps(entries[key], ensure_ascii=False) + "\n" for key in sorted(entries))
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self._folder, prefix=".failures-", delete=False, encoding="utf-8"
-            ) as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, self.path)
+            text = "".join(_json_line(entries[key]) for key in sorted(entries))
+            with tempfile.NamedTemporaryFile("wb", dir=self._folder, prefix=".failures-", delete=False) as file:
+                try:
+                    file.write(text.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, self.path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
         finally:
             os.close(lock)
+
+
+def _json_line(entry: dict[str, str]) -> str:
+    line = json.dumps(entry, ensure_ascii=False)
+    if not line.isascii() and any("\ud800" <= letter <= "\udfff" for letter in line):
+        line = json.dumps(entry)  # names of files that are no UTF-8: only escapes bring them back
+    return line + "\n"

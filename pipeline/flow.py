@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from math import log2
+from typing import Any
 
 import cv2
 import numpy as np
@@ -234,6 +235,11 @@ class FlowComputer:
             weights=weights, device=device, precision=precision, batch_pairs=batch_pairs, threads=threads
         )
         self._method = make(self.options)
+
+    @property
+    def network(self) -> Any:
+        """RAFT's torch module; None for OpenCV's methods."""
+        return getattr(self._method, "model", None)
 
     def pairs(self, frames: np.ndarray) -> np.ndarray:
         """Flow between neighbours: uint8 (T, H, W, 3) RGB -> float32 (T - 1, H, W, 2), none for fewer than 2 frames."""

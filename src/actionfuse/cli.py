@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         parser.error(f"no command is named {chosen!r}; {hint}")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(words=argv))
     try:
         return args.main(args)
     except WRONG_CALL as error:
