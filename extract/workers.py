@@ -37,6 +37,7 @@ from .plan import ClipPlan, Task
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
 SLOT_BYTES = 4 << 20
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOST_LOST_STARTS = 5  # in a row
 START_SECONDS = 120.0  # for a process to import what it needs, on a slow disk
 _HEADER = struct.Struct("<qq")  # beats, 1 while waiting for a free slot
 _PAGE = mmap.ALLOCATIONGRANULARITY
@@ -235,6 +236,7 @@ class Pool:
         self._slot_bytes, self._num_slots = slot_bytes, len(plans) + 2
         self._most_workers = workers
         self._workers: list[_Worker] = []  # started with their first task: there may be nothing to do
+        self._lost_starts = 0
 
     def _start(self) -> _Worker:
         parent, child = Pipe(duplex=True)
@@ -301,6 +303,7 @@ class Pool:
                 worker.changed_at = time.monotonic()
                 if message[0] == "ready":
                     worker.ready = True
+                    self._lost_starts = 0
                 elif message[0] == "clips":
                     _, plan, attempt, key, slot, notes = message
                     setup = Setup(self._plans, self._slot_bytes, self._num_slots)
@@ -323,13 +326,20 @@ class Pool:
 
     def _replace(self, number: int, reason: str) -> Iterator[Lost]:
         worker = self._workers[number]
-        worker.process.wait()
+        code = worker.process.wait()
         worker.connection.close()
         if not worker.ready:
-            raise RuntimeError(f"decode process ended before it was ready ({reason}); its message stands above")
+            # It failed by itself, and would again; or it was killed from outside, for want of memory say.
+            self._lost_starts += 1
+            if code >= 0 or self._lost_starts > MOST_LOST_STARTS:
+                raise RuntimeError(f"decode process ended before it was ready ({reason}); its message stands above")
         self._workers[number] = self._start()
-        if worker.task is not None:
+        if worker.task is None:
+            return
+        if worker.ready:
             yield Lost(worker.task, worker.boxes, reason)
+        else:  # the video is not to blame
+            self.submit(number, worker.task, worker.boxes)
 
     def close(self) -> None:
         """Stop all workers at once."""
