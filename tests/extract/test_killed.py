@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -14,23 +15,26 @@ from pathlib import Path
 import pytest
 from extraction import TINY, contents, spawn
 
-# Imports everything once, then runs the command in forked children that are killed after the given times: what would
-# take a start of torch per kill takes one in all.
+from actionfuse.cli import main
+
+# Imports everything once, then runs the command in forked children that are killed: one start of torch, not one for each
+# kill. A kill falls some milliseconds after so many more outputs, however fast the machine is.
 KILLER = """
-import os, signal, sys, time
+import json, os, signal, sys, time
+from pathlib import Path
 import actionfuse.extract.run, actionfuse.backbones
 from actionfuse.cli import main
-*words, delays = sys.argv[1:]
-for delay in map(float, delays.split(",")):
+out, kills, *words = sys.argv[1:]
+outputs = lambda: sum(1 for _ in Path(out).rglob("*.npz"))
+for more, delay in json.loads(kills):
+    wanted = outputs() + more
     child = os.fork()
     if child == 0:
-        os.setsid()  # its decode processes die with it or are killed with its group
         os._exit(main(["extract", *words]))
+    while outputs() < wanted and os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        time.sleep(0.002)
     time.sleep(delay)
-    try:
-        os.kill(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    os.kill(child, signal.SIGKILL)  # also where it has ended: it stays until it is waited for
     _, status = os.waitpid(child, 0)
     print("killed" if os.WIFSIGNALED(status) else f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
 sys.exit(main(["extract", *words]))
@@ -48,21 +52,20 @@ def videos(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    process = spawn(videos, "--out", out, *TINY)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert main(["extract", str(videos), "--out", str(out), *TINY]) == 0
     return contents(out)
 
 
 def test_killed_twenty_times(videos: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     draw = random.Random(0)
-    # A child needs about a second until its first output; kills fall before, between and after outputs.
-    delays = ",".join(f"{draw.uniform(0.05, 2.0):.3f}" for _ in range(20))
+    # Before the first output of a run (0 more), between outputs, while one is written.
+    kills = [(draw.randrange(4), draw.uniform(0, 0.4 if k % 4 == 0 else 0.02)) for k in range(20)]
     words = [str(videos), "--out", str(out), *TINY, "--quiet", "--workers", "1"]
-    done = subprocess.run([sys.executable, "-c", KILLER, *words, delays], capture_output=True, text=True, timeout=200)
+    command = [sys.executable, "-c", KILLER, str(out), json.dumps(kills), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("killed") >= 5, done.stdout  # the rest ended before they could be killed
+    assert done.stdout.count("killed") >= 12, done.stdout  # the others found nothing left to do
     found = contents(out)
     found.pop("failures.jsonl", None)
     assert found.keys() == undisturbed.keys()
@@ -80,10 +83,7 @@ def test_processes_share_the_work(videos: Path, undisturbed: dict[str, bytes], t
     second.communicate(timeout=30)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == 0, errors
-    # What the killed one had taken on may have been passed by while it lived: a last call finds it.
-    last = spawn(videos, "--out", out, *TINY)
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    # What the killed one had taken on was passed by while it lived, and found again in the end.
     found = contents(out)
     assert found.keys() == undisturbed.keys()
     assert {name for name in found if found[name] != undisturbed[name]} == set()
