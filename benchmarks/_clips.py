@@ -51,7 +51,7 @@ def encode(
 
 
 def mixed_folder(folder: Path, clips: int = 60) -> Path:
-    """Clips of mixed sizes, lengths and codecs, as a folder of one's own videos is."""
+    """Clips of mixed sizes, lengths (9 to 56 s) and codecs, as a folder of one's own videos is."""
     kinds = [
         (1920, 1080, 4.0, "libx264", "mp4"),
         (1280, 720, 8.0, "libx264", "mkv"),
@@ -61,11 +61,16 @@ def mixed_folder(folder: Path, clips: int = 60) -> Path:
         (640, 360, 6.0, "libvpx-vp9", "webm"),
     ]
     real = sources()
+    pieces = folder.parent / "pieces"
     for index in range(clips):
         width, height, seconds, codec, ending = kinds[index % len(kinds)]
         longer = seconds * (0.75 + 0.5 * (index // len(kinds) % 5) / 4)
-        encode(real[index % 2], folder / f"{index % 4}" / f"clip{index:02d}.{ending}",
-               width=width, height=height, seconds=longer, codec=codec, gop=(48, 250)[index % 2])  # fmt: skip
+        name = f"{index % 4}/clip{index:02d}.{ending}"
+        piece = encode(real[index % 2], pieces / name, width=width, height=height, seconds=longer, codec=codec,
+                       gop=(48, 250)[index % 2])  # fmt: skip
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            ffmpeg("-stream_loop", 2, "-i", piece, "-c", "copy", folder / name)
     return folder
 
 

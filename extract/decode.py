@@ -69,7 +69,7 @@ class Outcome:
 
 
 def open_task(task: Task) -> VideoReader:
-    return open_video(task.path, decoder=task.decoder, frame_fps=task.frame_fps)
+    return open_video(task.path, decoder=task.decoder, threads=task.threads, frame_fps=task.frame_fps)
 
 
 def sound_span(task: Task) -> Span | None:

@@ -10,7 +10,6 @@ writes the same bytes.
 
 from __future__ import annotations
 
-import os
 import queue
 import resource
 import threading
@@ -28,7 +27,7 @@ from numpy.typing import ArrayLike
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import Outcome
-from .plan import ClipPlan, Task
+from .plan import ClipPlan, Task, cores
 from .runner import Batch, Runner
 from .workers import Clips, Lost, Pool, RowNote
 
@@ -238,7 +237,9 @@ class Engine:
                     continue
                 open_videos[video.key] = video
                 indices = tuple(i for i, plan in enumerate(self._plans) if plan.name in missing)
-                task = task_of(video, self._decoder, self._frame_fps, indices)
+                task = replace(
+                    task_of(video, self._decoder, self._frame_fps, indices), threads=max(1, cores() // self._workers)
+                )
                 pool.submit(number, task, self._boxes.get(video_key(video)))
             if not pool.busy and not retries and not more:
                 return
@@ -575,6 +576,5 @@ def default_compute_threads(device: torch.device) -> tuple[int, int]:
     """
     if device.type != "cpu":
         return 2, 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    inside = max(1, cores // 8)
-    return max(1, cores // inside), inside
+    inside = max(1, cores() // 8)
+    return max(1, cores() // inside), inside

@@ -4,6 +4,7 @@ out.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +136,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Task:
-    """One video, or one segment of one, to be decoded for some of the plans."""
+    """One video, or one segment of one, to be decoded for some of the plans. threads: of its decoder, 0 = all cores."""
 
     key: str
     path: str
@@ -145,3 +146,9 @@ class Task:
     attempt: int
     plans: tuple[int, ...]
     frame_fps: float = 30.0
+    threads: int = 0
+
+
+def cores() -> int:
+    """Processor cores that this process may use; containers and job schedulers often give fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

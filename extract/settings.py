@@ -18,7 +18,7 @@ import torch
 from ..backbones import Backbone, create_backbone
 from ..pipeline.flow import FlowComputer, default_method
 from ..pipeline.sampling import LastClip
-from .plan import ClipPlan
+from .plan import ClipPlan, cores
 from .runner import Runner
 
 DEFAULT_BACKBONE = "tsn:tf_efficientnet_lite0"
@@ -288,8 +288,7 @@ def num_workers(requested: int | None, device: torch.device, local_processes: in
         if requested < 1:
             raise ValueError(f"workers is {requested}; at least one process must decode")
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // local_processes))
+    return max(1, min(16, cores() // local_processes))
 
 
 def batch_clips(requested: int | None, runner: Runner) -> int:
