@@ -44,7 +44,8 @@ def encode(
             speed = ["-deadline", "realtime", "-cpu-used", "8", "-b:v", "800k"]
         sound = "libopus" if codec == "libvpx-vp9" else "aac"
         temporary = target.with_name(f".partial-{target.name}")
-        ffmpeg("-stream_loop", "-1", "-i", source, "-t", seconds, "-vf", f"scale={width}:{height}:flags=bicubic,fps={fps}",
+        scale = f"scale={width}:{height}:flags=bicubic,fps={fps}"
+        ffmpeg("-stream_loop", "-1", "-i", source, "-t", seconds, "-vf", scale,
                "-c:v", codec, *speed, "-g", gop, "-pix_fmt", "yuv420p", "-c:a", sound, temporary)  # fmt: skip
         temporary.rename(target)
     return target
