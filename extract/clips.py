@@ -37,6 +37,14 @@ class ClipRow:
     boxes: BoxTracks | None = None
 
     @property
+    def real_entries(self) -> int:
+        """How many entries the video gave; those after them repeat the last one."""
+        count = len(self.entries)
+        while count > 1 and self.entries[count - 1] is self.entries[count - 2]:
+            count -= 1
+        return count
+
+    @property
     def heard(self) -> bool:
         """False where the clip's sound is silence that was made up: no audio stream there."""
         return any(entry.heard for entry in self.entries)

@@ -375,7 +375,9 @@ class Engine:
         boxes = present = None
         if plan.instances:
             boxes, present = _box_arrays(plan, filling.items, len(filling.clips))
-        return _run_in_parts(runner, Batch(filling.clips, boxes, present))
+        real = np.array([item.note.real_entries for item in filling.items])
+        real = np.pad(real, (0, len(filling.clips) - len(real)), mode="edge")
+        return _run_in_parts(runner, Batch(filling.clips, boxes, present, real))
 
     # ------------------------------------------------------------------------------------------ writer thread
 
@@ -537,15 +539,7 @@ def _run_in_parts(runner: Runner, batch: Batch) -> dict[str, np.ndarray]:
             raise
         torch.cuda.empty_cache()
     middle = len(batch.clips) // 2
-    halves = [
-        Batch(
-            batch.clips[part],
-            None if batch.boxes is None else batch.boxes[part],
-            None if batch.present is None else batch.present[part],
-        )
-        for part in (slice(0, middle), slice(middle, None))
-    ]
-    first, second = (_run_in_parts(runner, half) for half in halves)
+    first, second = (_run_in_parts(runner, half) for half in (batch[:middle], batch[middle:]))
     return {name: np.concatenate([first[name], second[name]]) for name in first}
 
 

@@ -24,11 +24,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of one plan. clips (B, T, H, W, C); boxes (B, T, N, 4) and present (B, T, N) or None."""
+    """Clips of one plan. clips (B, T, H, W, C); boxes (B, T, N, 4) and present (B, T, N) or None.
+
+    real_entries: int (B,), how many of the T the video gave; the others repeat the last one. None: all.
+    """
 
     clips: np.ndarray
     boxes: np.ndarray | None = None
     present: np.ndarray | None = None
+    real_entries: np.ndarray | None = None
+
+    def __getitem__(self, part: slice) -> Batch:
+        arrays = (self.clips, self.boxes, self.present, self.real_entries)
+        return Batch(*(None if array is None else array[part] for array in arrays))  # pyright: ignore[reportArgumentType]
 
 
 class Runner:
@@ -97,7 +105,7 @@ class Runner:
             # use before it is there.
             autocast = torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
         with torch.inference_mode():
-            pixels = self._flow_clips(batch.clips) if self.plan.flow_on_device else batch.clips
+            pixels = self._flow_clips(batch) if self.plan.flow_on_device else batch.clips
             clips = torch.from_numpy(pixels).to(self.device, non_blocking=True)
             with autocast:
                 normal = self.backbone.input_spec.normalise(clips)
@@ -132,11 +140,22 @@ class Runner:
     def _remember(self, _module: nn.Module, _inputs: object, output: Any) -> None:
         self._seen.output = output
 
-    def _flow_clips(self, frames: np.ndarray) -> np.ndarray:
-        """RGB (B, T + L, H, W, 3) to quantised flow stacks (B, T, H, W, 2 L): fields t to t + L - 1 in entry t."""
+    def _flow_clips(self, batch: Batch) -> np.ndarray:
+        """RGB (B, T + L, H, W, 3) to quantised flow stacks (B, T, H, W, 2 L): fields t to t + L - 1 in entry t.
+
+        As in `FlowEntries`, the last field stands for those past the end of the video. A clip with a single frame of
+        the video has no motion: what came before is not known here.
+        """
         assert self._flow is not None
-        with self._flow_lock:
-            flow = np.stack([quantise(self._flow.pairs(clip)) for clip in frames])
+        fields = batch.clips.shape[1] - 1
+        flow = np.zeros((len(batch.clips), fields, *batch.clips.shape[2:4], 2), np.float32)
+        for row, clip in enumerate(batch.clips):
+            real = fields if batch.real_entries is None else int(batch.real_entries[row]) - 1
+            if real:
+                with self._flow_lock:
+                    flow[row, :real] = self._flow.pairs(clip[: real + 1])
+                flow[row, real:] = flow[row, real - 1]
+        flow = quantise(flow)
         stacks = [flow[:, k : k + self.plan.frames] for k in range(self.plan.flow_stack)]
         return np.concatenate(stacks, axis=-1)
 

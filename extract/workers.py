@@ -61,6 +61,7 @@ class RowNote:
     stop_seconds: float
     heard: bool = True
     boxes: BoxTracks | None = None
+    real_entries: int = 0
 
 
 @dataclass
@@ -114,7 +115,7 @@ class _Outbox:
         for position, entry in enumerate(row.entries):
             place[position] = entry.data
         self.copying_seconds += time.perf_counter() - since
-        notes.append(RowNote(row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes))
+        notes.append(RowNote(row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes, row.real_entries))
         if (len(notes) + 1) * plan.clip_bytes > self._setup.slot_bytes:
             self._send(plan_index)
 

@@ -11,6 +11,12 @@ from torchvision.transforms.v2.functional import center_crop
 
 from actionfuse.backbones import Backbone, create_backbone, pool_clip
 from actionfuse.extract import extract_features
+from actionfuse.extract.decode import Outcome
+from actionfuse.extract.engine import Engine, Failed, _BatchItem
+from actionfuse.extract.plan import ClipPlan
+from actionfuse.extract.runner import Runner
+from actionfuse.extract.sinks import MemorySink
+from actionfuse.extract.workers import RowNote
 from actionfuse.pipeline import open_video
 from actionfuse.pipeline.sampling import windows
 
@@ -134,3 +140,44 @@ def test_stopping_early_leaves_no_process(folder: Path, backbone: Backbone) -> N
     iterator.close()
     left = [c for c in psutil.Process().children(recursive=True) if "worker_main" in " ".join(c.cmdline())]
     assert left == []
+
+
+def test_many_short_videos_do_not_pile_up(
+    folder: Path, backbone: Backbone, reference: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Videos whose rows wait for a batch to fill hold files open: where too many do, the batch goes as it is."""
+    monkeypatch.setattr("actionfuse.extract.engine._most_open_videos", lambda plans: 1)
+    threads = torch.get_num_threads()
+    found = run(folder, backbone, batch=64, workers=1)
+    assert found.keys() == reference.keys() and torch.get_num_threads() == threads
+    for key, rows in reference.items():
+        np.testing.assert_allclose(found[key], rows, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_come_after_a_failure_open_nothing(backbone: Backbone) -> None:
+    class Sink(MemorySink):
+        opened = 0
+
+        def writer(self, key, plan, output, row_shape):
+            self.opened += 1
+            return super().writer(key, plan, output, row_shape)
+
+    plan = ClipPlan(name="x", stream="rgb", frames=1, stride=1, fps=None, resize_side=32, crop=32)
+    runner = Runner(plan, backbone, device=torch.device("cpu"))
+    sink = Sink(["x"])
+    engine = Engine([], [runner], sink, batch_clips=[1], workers=1, compute_threads=1)
+    open_videos: dict = {}
+
+    def rows(attempt: int, row: int) -> tuple:
+        item = _BatchItem("key", attempt, RowNote(row, row, row + 1.0))
+        return "rows", 0, [item], {"features": np.ones((1, 3), np.float32)}
+
+    engine._handle(rows(0, 0), open_videos)
+    engine._handle(("drop", "key", 0), open_videos)  # the decode process died, and another starts over
+    engine._handle(rows(0, 1), open_videos)
+    assert sink.opened == 1 and not open_videos
+    engine._handle(rows(1, 0), open_videos)
+    engine._handle(("outcome", Outcome("key", 1, error="broken", stage="audio")), open_videos)
+    assert isinstance(engine._events.get_nowait(), Failed)
+    engine._handle(rows(1, 1), open_videos)
+    assert sink.opened == 2 and not open_videos and engine._events.empty()

@@ -17,8 +17,8 @@ from extraction import TINY, contents, spawn
 
 from actionfuse.cli import main
 
-# Imports everything once, then runs the command in forked children that are killed: one start of torch, not one for each
-# kill. A kill falls some milliseconds after so many more outputs, however fast the machine is.
+# Imports everything once, then runs the command in forked children that are killed: one start of torch for all kills.
+# A kill falls some milliseconds after so many more outputs, however fast the machine is.
 KILLER = """
 import json, os, signal, sys, time
 from pathlib import Path

@@ -47,13 +47,21 @@ def test_flow(folder: Path, stack: int) -> None:
 
 
 def test_raft_where_the_model_runs(folder: Path) -> None:
-    """Flow on the device sees the same frames, after the crop."""
-    backbone = create_backbone("tsn:test_resnet", stream="flow", flow_stack=1)
-    options = dict(fps=5, clip_frames=2, side=128, crop=128, flow_method="raft_small", flow_weights="random")
-    torch.manual_seed(0)
+    """Flow on the device sees the same frames, after the crop; past the end the last field stands."""
+    backbone = create_backbone("tsn:test_resnet", stream="flow", flow_stack=2)
+    options = dict(fps=5, clip_frames=4, side=128, crop=128, flow_method="raft_small", flow_weights="random")
     ((_, outputs),) = extract_features(folder / "a.mp4", backbone=backbone, **options)
     (found,) = outputs.values()
-    assert found.data.shape == (3, backbone.feature_dim) and np.isfinite(found.data).all()
+
+    flow = FlowComputer("raft_small", weights="random")
+    fields = flow.pairs(centre_crop(frames_of(folder / "a.mp4", 5, 128), 128))
+    assert len(fields) == 5
+    codes = quantise(np.concatenate([fields, fields[-1:].repeat(4, 0)]))
+    entries = np.concatenate([codes[:8], codes[1:]], -1)
+    clips = np.stack([entries[:4], entries[4:]])
+    np.testing.assert_allclose(found.data, features_of(backbone, clips), rtol=1e-2, atol=1e-2)
+    sampling = found.metadata["recipe"]["identity"]["sampling"]
+    assert len(sampling["flow_weights_sha256"]) == 64
 
 
 def test_sound(folder: Path) -> None:
