@@ -516,7 +516,7 @@ def _most_open_videos(plans: int) -> int:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files == resource.RLIM_INFINITY:
         return 4096
-    return max(1, min(4096, (files - 256) // (1 + 2 * plans)))
+    return max(1, min(4096, (files - 96) // (1 + 2 * plans)))
 
 
 def _runs(positions: list[int], items: list[_BatchItem]) -> Iterator[tuple[int, int]]:

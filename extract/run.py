@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import resource
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import chain
 from types import FrameType
 from typing import Any
@@ -125,6 +126,7 @@ class Job:
         """Extract this process's share, then help with the others'."""
         args = self._args
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        _allow_open_files()
         sink = self.open_stores()
         failures = FailureList(args.out)
         label = f"[{rank}/{world}] " if world > 1 else ""
@@ -270,6 +272,15 @@ class Job:
         names = self._labels.get(plan, ())
         # ImageNet's names list synonyms: the first one is enough on a line
         return names[index].split(", ")[0] if index < len(names) else f"class {index}"
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process open: short videos wait with open files until batches are full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a lower limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _shares(videos: list[VideoInput], rank: int, world: int) -> tuple[list[VideoInput], list[VideoInput]]:
