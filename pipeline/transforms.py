@@ -264,7 +264,9 @@ def _move(name: str, data: np.ndarray, geometry: Geometry, size: tuple[int, int]
     if size != old:
         cut = _nearest(cut, size) if name == "depth" else _bilinear(cut, size)
     if geometry.flip:
-        cut = _array(_tensor(cut).flip(3))
+        # As signed numbers of the same bytes: torch before 2.15 does not flip wide unsigned ones.
+        bits = cut.view(f"i{cut.itemsize}") if cut.dtype.kind == "u" else cut
+        cut = _array(_tensor(bits).flip(3)).view(cut.dtype)
     if name == "flow" and (geometry.flip or size != old):
         across = (-1 if geometry.flip else 1) * size[1] / old[1]
         cut = cut * np.tile(np.array([across, size[0] / old[0]], np.float32), cut.shape[-1] // 2)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from installed import need_decoder
 from torchvision.transforms.v2.functional import center_crop
 
 from actionfuse.backbones import Backbone, create_backbone, pool_clip
@@ -80,7 +81,7 @@ def test_features_are_those_of_the_plain_loop(
 
 def test_decoders_give_the_same_features(folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     """On an ordinary file that each decoder may read."""
-    pytest.importorskip("decord")
+    need_decoder("decord")
     (tmp_path / "b.mkv").symlink_to(folder / "b.mkv")
     by_pyav = run(tmp_path, backbone, decoder="pyav")
     by_decord = run(tmp_path, backbone, decoder="decord")

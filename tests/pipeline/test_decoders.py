@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
+from installed import need_decoder
 
 from actionfuse.pipeline import VideoError, VideoReader, open_video
 from actionfuse.pipeline.decoders import _container, _decode_pass
@@ -52,7 +53,7 @@ def frame_on_screen(times: np.ndarray, moments: np.ndarray, slack: float) -> np.
 
 @pytest.mark.parametrize(("decoder", "kind"), [(d, k) for d in READS for k in sorted(READS[d])])
 def test_contract(decoder, kind, made):
-    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    need_decoder(decoder)
     video = made(kind)
     with open_video(video.path, decoder) as reader:
         info = reader.info
@@ -116,14 +117,14 @@ def test_contract(decoder, kind, made):
 
 @pytest.mark.parametrize(("decoder", "kind"), [(d, k) for d in READS for k in videos.GOOD if k not in READS[d]])
 def test_what_a_decoder_reads_wrong_it_refuses(decoder, kind, made):
-    pytest.importorskip(decoder)
+    need_decoder(decoder)
     with pytest.raises(ValueError, match=f"{decoder} cannot be trusted with this file: .*decoder='pyav'"):
         open_video(made(kind).path, decoder)
 
 
 @pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
 def test_damage_is_an_error_for_decoders_that_do_not_get_past_it(decoder, made):
-    pytest.importorskip(decoder)
+    need_decoder(decoder)
     with pytest.raises(VideoError, match="damaged_middle.mp4: "), open_video(made("damaged_middle").path, decoder) as r:
         whole(r)
     with pytest.raises(ValueError, match="damaged"):
@@ -240,7 +241,7 @@ def test_two_passes_at_a_time(made):
 
 @pytest.mark.parametrize("decoder", sorted(READS))
 def test_times_outside(decoder, made):
-    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    need_decoder(decoder)
     with open_video(made("start_mp4").path, decoder) as reader:  # 5 s to 7 s
         for wrong in ([4.9], [5.0, 7.0], [8.0]):
             with pytest.raises(ValueError, match=r"\[5.000000, 7.000000\)"):
@@ -265,7 +266,7 @@ def test_times_outside(decoder, made):
 
 @pytest.mark.parametrize("decoder", sorted(READS))
 def test_closing(decoder, made):
-    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    need_decoder(decoder)
     with open_video(made("plain").path, decoder) as reader:
         reader.frames_at([0.1])
     with pytest.raises(ValueError, match="closed"):
@@ -284,7 +285,7 @@ def _answer(connection, reader: VideoReader) -> None:
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_other_processes(decoder, start, made):
-    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    need_decoder(decoder)
     if start not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this platform does not {start}")
     with open_video(made("bframes").path, decoder) as reader:
@@ -304,7 +305,7 @@ def test_other_processes(decoder, start, made):
 
 @pytest.mark.parametrize("decoder", sorted(READS))
 def test_pickling(decoder, made):
-    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    need_decoder(decoder)
     with open_video(made("bframes").path, decoder) as reader:
         copy = pickle.loads(pickle.dumps(reader))
     with copy:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import videos
 from av.filter import Graph
+from installed import need_decoder
 
 from actionfuse.pipeline import open_video
 from actionfuse.pipeline.decoders._pixels import Scaler
@@ -34,7 +35,7 @@ SIDES = (None, 98, 97, 64, 49, 48, 31, 16, 140)  # native, even and odd longer s
 
 
 def test_decord_gives_equal_pixels(clip):
-    pytest.importorskip("decord")
+    need_decoder("decord")
     with open_video(clip, "pyav") as ours, open_video(clip, "decord") as theirs:
         for a, b in zip(ours.all_frames(SIDES), theirs.all_frames(SIDES), strict=True):
             for side, mine, other in zip(SIDES, a, b, strict=True):
@@ -42,7 +43,7 @@ def test_decord_gives_equal_pixels(clip):
 
 
 def test_torchcodec_gives_equal_pixels_unless_scaled(clip):
-    pytest.importorskip("torchcodec")
+    need_decoder("torchcodec")
     with open_video(clip, "pyav") as ours, open_video(clip, "torchcodec") as theirs:
         for a, b in zip(ours.all_frames((None, 64)), theirs.all_frames((None, 64)), strict=True):
             assert np.array_equal(a[0].data, b[0].data)
