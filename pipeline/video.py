@@ -197,8 +197,8 @@ def check_times(reader: VideoReader, seconds: Sequence[float], outside: str) -> 
 def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     """(width, height) scaled so that the shorter side is `short_side`; the longer becomes the nearest even number.
 
-    Even, as FFmpeg's `scale=-2:256` has it: 16:9 at 256 is 456x256, the size of EPIC-KITCHENS' frames. Video colours are
-    stored for pairs of pixels, and an odd width (455, torchvision's rounding) takes 60 % longer to scale.
+    Even, as FFmpeg's `scale=-2:256` has it: 16:9 at 256 is 456x256, the size of EPIC-KITCHENS' frames. Video colours
+    are stored for pairs of pixels, and an odd width (455, torchvision's rounding) takes 60 % longer to scale.
     """
     if short_side is None or min(width, height) == short_side:
         return width, height
