@@ -1,8 +1,9 @@
 # Needs python3 (3.11 or newer, with its venv module) and make; everything else goes into $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
-# Options handed to pytest: `make test PYTEST="-k sampling -x"`.
+# Options handed to pytest: `make test PYTEST="-k sampling -x"`; WORKERS test processes side by side, 0 for none.
 PYTEST ?=
+WORKERS ?= 2
 DEMO_OUT ?= demo-output
 
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ help:  ## list the targets
 	@echo "  PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); a second call installs nothing again."
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 demo: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
 	$(BIN)/actionfuse demo --out $(DEMO_OUT)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -72,7 +73,7 @@ def save(name: str, title: str, body: str) -> Path:
     return path
 
 
-def table(header: list[str], rows: list[list[object]]) -> str:
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
+    lines: list[Sequence[object]] = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -13,9 +13,19 @@ from ..pipeline.features import Features
 from ..pipeline.inputs import find_videos
 from ..pipeline.sampling import LastClip
 from ..pipeline.types import BoxTracks
-from .engine import Engine, Failed, Finished, default_compute_threads
+from .engine import Engine
+from .events import Failed, Finished
 from .runner import Runner
-from .settings import DEFAULT_BACKBONE, Settings, batch_clips, build_runners, num_workers, pick_device, wrap
+from .settings import (
+    DEFAULT_BACKBONE,
+    Settings,
+    batch_clips,
+    build_runners,
+    default_compute_threads,
+    num_workers,
+    pick_device,
+    wrap,
+)
 from .sinks import MemorySink
 
 

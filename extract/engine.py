@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,69 +26,15 @@ from numpy.typing import ArrayLike
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import Outcome
+from .events import Failed, Finished, RowWriter, Sink, Skipped
 from .plan import ClipPlan, Task, cores
-from .runner import Batch, Runner
+from .runner import Batch, Runner, run_in_parts
 from .workers import Clips, Lost, Pool, RowNote
 
 STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
 
 # What a runner gives that is stored along with features, not as features.
 ALONG = {"top_classes", "top_scores", "present"}
-
-
-@dataclass(frozen=True)
-class Finished:
-    """All missing outputs of a video were written. notes: damage that was met."""
-
-    key: str
-    decoder: str
-    rows: dict[str, int]
-    video_seconds: float
-    frames: int
-    notes: tuple[str, ...]
-    predictions: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A video that gave nothing: where it failed and why."""
-
-    key: str
-    path: str
-    stage: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """All outputs were there, or another process has the video."""
-
-    key: str
-    elsewhere: bool
-
-
-class RowWriter(Protocol):
-    def write(self, first_row: int, rows: np.ndarray) -> None: ...
-    def commit(
-        self, start_seconds: np.ndarray, stop_seconds: np.ndarray, metadata: dict, extra: dict[str, np.ndarray]
-    ) -> None: ...
-    def close(self) -> None:
-        """Drop what is not committed."""
-        ...
-
-
-class Sink(Protocol):
-    """Where outputs go."""
-
-    def begin(self, key: str) -> tuple[str, ...] | None:
-        """Take a video on: names of the plans whose output is missing; None if another process has it."""
-        ...
-
-    def writer(self, key: str, plan: str, output: str, row_shape: tuple[int, ...]) -> RowWriter: ...
-
-    def end(self, key: str) -> None:
-        """Let go of a video that was taken on."""
-        ...
 
 
 @dataclass
@@ -377,7 +322,7 @@ class Engine:
             boxes, present = _box_arrays(plan, filling.items, len(filling.clips))
         real = np.array([item.note.real_entries for item in filling.items])
         real = np.pad(real, (0, len(filling.clips) - len(real)), mode="edge")
-        return _run_in_parts(runner, Batch(filling.clips, boxes, present, real))
+        return run_in_parts(runner, Batch(filling.clips, boxes, present, real))
 
     # ------------------------------------------------------------------------------------------ writer thread
 
@@ -530,19 +475,6 @@ def _runs(positions: list[int], items: list[_BatchItem]) -> Iterator[tuple[int, 
     yield first, last
 
 
-def _run_in_parts(runner: Runner, batch: Batch) -> dict[str, np.ndarray]:
-    """Run the batch; halve it as often as the device's memory asks for."""
-    try:
-        return runner(batch)
-    except torch.OutOfMemoryError:
-        if len(batch.clips) == 1:
-            raise
-        torch.cuda.empty_cache()
-    middle = len(batch.clips) // 2
-    first, second = (_run_in_parts(runner, half) for half in (batch[:middle], batch[middle:]))
-    return {name: np.concatenate([first[name], second[name]]) for name in first}
-
-
 def _box_arrays(plan: ClipPlan, items: list[_BatchItem], size: int) -> tuple[np.ndarray, np.ndarray]:
     boxes = np.zeros((size, plan.entries, plan.instances, 4), np.float32)
     present = np.zeros((size, plan.entries, plan.instances), bool)
@@ -560,15 +492,3 @@ def _video_prediction(classes: np.ndarray, scores: np.ndarray) -> list[tuple[int
         for name, score in zip(row_classes, row_scores, strict=True):
             totals[name] = totals.get(name, 0.0) + score / len(classes)
     return sorted(totals.items(), key=lambda pair: -pair[1])[: classes.shape[1]]
-
-
-def default_compute_threads(device: torch.device) -> tuple[int, int]:
-    """(threads that run batches, threads inside each).
-
-    On a CPU many single-threaded passes side by side beat one pass with many threads: nothing waits for a barrier. On a
-    GPU a second thread copies while the first computes.
-    """
-    if device.type != "cpu":
-        return 2, 1
-    inside = max(1, cores() // 8)
-    return max(1, cores() // inside), inside

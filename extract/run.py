@@ -22,11 +22,20 @@ from ..pipeline import VideoError
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import ReaderShelf, sound_span
-from .engine import Engine, Failed, Finished, Skipped, default_compute_threads, task_of, video_key
+from .engine import Engine, task_of, video_key
+from .events import Failed, Finished, Skipped
 from .plan import Span
 from .progress import Report
 from .runner import Runner
-from .settings import Settings, batch_clips, build_runners, num_workers, split_by_size, with_boxes
+from .settings import (
+    Settings,
+    batch_clips,
+    build_runners,
+    default_compute_threads,
+    num_workers,
+    split_by_size,
+    with_boxes,
+)
 from .sinks import FailureList, StoreSink
 
 

@@ -160,6 +160,19 @@ class Runner:
         return np.concatenate(stacks, axis=-1)
 
 
+def run_in_parts(runner: Runner, batch: Batch) -> dict[str, np.ndarray]:
+    """Run the batch; halve it as often as the device's memory asks for."""
+    try:
+        return runner(batch)
+    except torch.OutOfMemoryError:
+        if len(batch.clips) == 1:
+            raise
+        torch.cuda.empty_cache()
+    middle = len(batch.clips) // 2
+    first, second = (run_in_parts(runner, half) for half in (batch[:middle], batch[middle:]))
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
 def as_map(output: Tensor, batch: int, layer: str) -> Tensor:
     """What a layer gave, as (B, D, T, H, W): 5-D is taken as it is, (B T, D, H, W) of per-frame networks is folded."""
     if isinstance(output, Tensor) and output.ndim == 5:

@@ -291,6 +291,18 @@ def num_workers(requested: int | None, device: torch.device, local_processes: in
     return max(1, min(16, cores() // local_processes))
 
 
+def default_compute_threads(device: torch.device) -> tuple[int, int]:
+    """(threads that run batches, threads inside each).
+
+    On a CPU many single-threaded passes side by side beat one pass with many threads: nothing waits for a barrier. On a
+    GPU a second thread copies while the first computes.
+    """
+    if device.type != "cpu":
+        return 2, 1
+    inside = max(1, cores() // 8)
+    return max(1, cores() // inside), inside
+
+
 def batch_clips(requested: int | None, runner: Runner) -> int:
     """Clips per batch. A GPU wants many frames at a time; a CPU gains nothing by more than keep its caches busy."""
     if requested is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..pipeline.features import Features, FeatureStore
 from .claims import Claim, claim
-from .engine import RowWriter
+from .events import RowWriter
 
 
 class StoreSink:

@@ -13,7 +13,8 @@ from torchvision.transforms.v2.functional import center_crop
 from actionfuse.backbones import Backbone, create_backbone, pool_clip
 from actionfuse.extract import extract_features
 from actionfuse.extract.decode import Outcome
-from actionfuse.extract.engine import Engine, Failed, _BatchItem
+from actionfuse.extract.engine import Engine, _BatchItem
+from actionfuse.extract.events import Failed
 from actionfuse.extract.plan import ClipPlan
 from actionfuse.extract.runner import Runner
 from actionfuse.extract.sinks import MemorySink
