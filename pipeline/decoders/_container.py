@@ -155,7 +155,8 @@ def read_packets(container: InputContainer, stream: VideoStream, limit: int = 0)
 
 def time_base_of(stream: VideoStream) -> Fraction:
     """Seconds per tick."""
-    return stream.time_base or Fraction(1, 25)
+    base = stream.time_base  # from PyAV 19 on a number type of its own
+    return Fraction(base.numerator, base.denominator) if base else Fraction(1, 25)
 
 
 def _guessed_step(stream: VideoStream) -> float:
