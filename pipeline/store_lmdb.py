@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -74,25 +75,24 @@ class LmdbFormat:
     def _run(self, work: Callable[[Any], T], write: bool = False) -> T:
         """work(transaction), in an environment that is open for this only; called again where the map had to grow."""
         with _one_at_a_time:
-            try:
-                return self._transact(work, write)
-            except _TooShort as short:
-                if not self.writable:
-                    raise ValueError(f"{self.folder / 'data.mdb'} was cut short: {short}") from None
-                self._transact(lambda transaction: None, write=True)
-                return self._transact(work, write)
+            for attempt in range(3):
+                try:
+                    return self._transact(work, write)
+                except _TooShort as short:
+                    if self.writable:
+                        self._transact(lambda transaction: None, write=True)
+                    elif attempt < 2:  # a writer that has just committed lengthens the file in a moment
+                        time.sleep(0.1)
+                    else:
+                        raise ValueError(f"{self.folder / 'data.mdb'} was cut short: {short}") from None
+            return self._transact(work, write)
 
     def _transact(self, work: Callable[[Any], T], write: bool) -> T:
         import lmdb
 
-        data = self.folder / "data.mdb"
-        size = data.stat().st_size if data.exists() else 0
         lock = write or os.access(self.folder, os.W_OK)  # a read-only folder has no writers to lock out
         try:
-            environment = lmdb.open(
-                str(self.folder), size + MAP_BYTES, readonly=not write, lock=lock, create=False, max_readers=1024
-            )
-            with environment:
+            with self._open_environment(write, lock) as environment:
                 if lock:
                     environment.reader_check()  # readers that were killed would keep old pages alive
                 if not write and (missing := _missing_bytes(environment)):
@@ -112,7 +112,20 @@ class LmdbFormat:
                     except lmdb.MapResizedError:  # another process made it larger since we opened it
                         environment.set_mapsize(0)
         except lmdb.Error as error:
-            raise ValueError(f"{data} cannot be used: {error}") from error
+            raise ValueError(f"{self.folder / 'data.mdb'} cannot be used: {error}") from error
+
+    def _open_environment(self, write: bool, lock: bool) -> Any:
+        import lmdb
+
+        data = self.folder / "data.mdb"
+        while True:
+            size = data.stat().st_size if data.exists() else 0
+            try:
+                return lmdb.open(
+                    str(self.folder), size + MAP_BYTES, readonly=not write, lock=lock, create=False, max_readers=1024
+                )
+            except lmdb.MapResizedError:  # another process made the file larger since we asked for its size
+                continue
 
     # -- names
 

@@ -763,7 +763,7 @@ def _write_some(folder, keys):
 
 def test_lmdb_takes_several_processes_and_threads(tmp_path, monkeypatch):
     pytest.importorskip("lmdb")
-    monkeypatch.setattr(store_lmdb, "MAP_BYTES", 1 << 16)
+    monkeypatch.setattr(store_lmdb, "MAP_BYTES", 1 << 14)
     store = FeatureStore.open(tmp_path, format="lmdb", recipe=RECIPE)
     context = multiprocessing.get_context("fork")
     parts = [[f"{i}{'x' * k}.mp4" for k in range(6)] for i in range(3)]
@@ -776,6 +776,22 @@ def test_lmdb_takes_several_processes_and_threads(tmp_path, monkeypatch):
         child.join()
         assert child.exitcode == 0
     assert len(store.keys()) == 24 and all(store.has(key) for key in store.keys())
+
+
+def test_lmdb_that_grows_while_it_is_opened_is_opened_again(tmp_path, monkeypatch):
+    lmdb = pytest.importorskip("lmdb")
+    store = FeatureStore.open(tmp_path, format="lmdb", recipe=RECIPE)
+    put(store, "x.mp4", rows_of(1, 20, (4,)), step=1 / 30)
+    lmdb_open, turns = lmdb.open, []
+
+    def grown_once(*args, **kwargs):
+        turns.append(kwargs)
+        if len(turns) == 1:
+            raise lmdb.MapResizedError("mdb_txn_begin")
+        return lmdb_open(*args, **kwargs)
+
+    monkeypatch.setattr(lmdb, "open", grown_once)
+    assert store.keys() == ["x.mp4"] and len(turns) == 2
 
 
 def test_lmdb_of_rulstm_is_read(tmp_path):
