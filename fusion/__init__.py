@@ -1,0 +1,12 @@
+"""Fusion heads: feature maps or sequences of several streams to logits. Torch only; nothing here knows a backbone."""
+
+from .contract import FusionHead as FusionHead
+from .contract import Instances as Instances
+from .contract import Output as Output
+from .contract import create_head as create_head
+from .contract import head_options as head_options
+from .contract import list_heads as list_heads
+
+__all__ = ["FusionHead", "Instances", "Output", "create_head", "head_options", "list_heads"]
+# One module per paper: importing it registers its names.
+FAMILIES = ()

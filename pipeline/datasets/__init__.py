@@ -1,0 +1,1 @@
+"""Datasets: their annotation files to segments. One file per dataset."""

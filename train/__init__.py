@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: where pipeline, backbones and fusion meet."""
