@@ -2,7 +2,7 @@
 
 import sys
 
-from actionfuse.cli import main
+from actionfuse.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["extract", *sys.argv[1:]]))
+    run(["extract", *sys.argv[1:]])

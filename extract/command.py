@@ -202,7 +202,7 @@ def _launch(words: Sequence[str], processes: int) -> int:
                 child.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    code = "import sys; from actionfuse.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from actionfuse.cli import run; run(sys.argv[1:])"
     try:
         for rank in range(processes):
             environment = dict(

@@ -149,3 +149,26 @@ def test_near_misses_of_options_are_suggested_and_shortened_ones_refused(toy, ca
             cli.main(["toy", "x", *wrong])
         assert stopped.value.code == 2
         assert "did you mean --fps?" in capsys.readouterr().err
+
+
+def test_the_program_runs_what_others_rely_on_before_it_leaves(tmp_path):
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from actionfuse import cli\n"
+        f"atexit.register(lambda: open({str(tmp_path / 'atexit')!r}, 'w').close())\n"
+        "def late():\n"
+        f"    time.sleep(0.3); open({str(tmp_path / 'thread')!r}, 'w').close()\n"
+        "def work(argv):\n"
+        "    threading.Thread(target=late).start(); sys.stdout.write('no line end'); return 3\n"
+        "cli.main = work\n"
+        "cli.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "no line end", "")
+    assert (tmp_path / "atexit").exists() and (tmp_path / "thread").exists()
+
+
+def test_a_bug_still_shows_its_traceback():
+    code = "from actionfuse import cli\ndef work(argv): raise RuntimeError('a bug')\ncli.main = work\ncli.run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "RuntimeError: a bug" in done.stderr
