@@ -68,6 +68,7 @@ class FusionHead(nn.Module):
     layout: what the head works on. Every head takes both: where it is "sequence", maps are averaged over space; where
         it is "map", a sequence is a map of one cell.
     needs_boxes: True where `boxes` must be given.
+    boxes_suffice: True where the method looks at nothing but boxes: `streams` and `features` may then be empty.
     optional_streams: True where a batch may lack streams (all of their samples), False where each must be there. A
         stream that only some samples lack has masks that are False for them.
     same_steps: True where all streams must have the same T.
@@ -79,6 +80,7 @@ class FusionHead(nn.Module):
 
     layout: FeatureLayout = "sequence"
     needs_boxes: bool = False
+    boxes_suffice: bool = False
     optional_streams: bool = False
     same_steps: bool = False
     auxiliary_weights: Mapping[str, float] = {}
@@ -89,7 +91,7 @@ class FusionHead(nn.Module):
         super().__init__()
         self.streams, self.classes = dict(streams), dict(classes)
         for what, sizes in (("streams", self.streams), ("classes", self.classes)):
-            if not sizes:
+            if not sizes and not (what == "streams" and self.boxes_suffice):
                 raise ValueError(f"a head needs {what}: a dictionary of names and sizes, and got none")
             for name, size in sizes.items():
                 if not isinstance(size, int) or size < 1:
@@ -139,7 +141,7 @@ class FusionHead(nn.Module):
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(f"no stream of this head is named {name!r}; {hint}it fuses {', '.join(self.streams)}")
         missing = [name for name in self.streams if name not in features]
-        if missing and (len(missing) == len(self.streams) or not self.optional_streams):
+        if missing and not self.boxes_suffice and (len(missing) == len(self.streams) or not self.optional_streams):
             raise ValueError(
                 f"features of {', '.join(map(repr, missing))} are missing; this head needs {', '.join(self.streams)}"
                 + (" (any of them)" if self.optional_streams else "")
@@ -164,7 +166,7 @@ class FusionHead(nn.Module):
             )
         if boxes is None and self.needs_boxes:
             raise ValueError(f"{type(self).__name__} needs boxes: pass boxes=Instances(boxes, categories)")
-        if boxes is not None and boxes.boxes.shape[0] not in batch.values():
+        if boxes is not None and batch and boxes.boxes.shape[0] not in batch.values():
             raise ValueError(f"boxes are {tuple(boxes.boxes.shape)} but the streams' batch is {_sizes(batch)}")
         return chosen
 
