@@ -269,17 +269,8 @@ class InstanceFeatures(nn.Module):
         A step is real where any stream's mask is True; the real ones are moved to the front. Without features, steps
         after the last box are padding (paper; the released network has none).
         """
-        times, stride = _steps_of(features, boxes, steps)
-        corners, categories = boxes.boxes[:, ::stride], boxes.categories[:, ::stride]
         masks = {name: masks[name] for name in features if name in masks}
-        real = torch.ones(categories.shape[:2], dtype=torch.bool, device=categories.device)
-        if features and len(masks) == len(features):
-            real = torch.stack(list(masks.values())).any(0)
-        elif not features and self.variant == "paper":
-            real = (categories > 0).any(-1).flip(1).cummax(1).values.flip(1)
-        # what stands in a masked step may be NaN, in boxes as in maps
-        corners = torch.where(real[:, :, None, None], corners, corners.new_zeros(()))
-        categories = torch.where(real[:, :, None], categories, 0)
+        corners, categories, real = boxes_at_steps(features, boxes, masks, steps=steps, variant=self.variant)
         present = categories > 0
 
         kinds, whole = [], None
@@ -304,11 +295,32 @@ class InstanceFeatures(nn.Module):
         kept = present if self.variant == "paper" else real[:, :, None]
         x = torch.where(kept[..., None], x, x.new_zeros(()))
         if masks:
-            order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-            x, corners, categories, present, real = (
-                _reordered(y, order) for y in (x, corners, categories, present, real)
-            )
+            x, corners, categories, present, real = real_first(real, x, corners, categories, present, real)
         return Joint(x, corners, categories, present, real, whole)
+
+
+def boxes_at_steps(
+    features: Mapping[str, Tensor], boxes: Instances, masks: Mapping[str, Tensor], *, steps: int, variant: Variant
+) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes (B, T, N, 4), categories (B, T, N) and which steps are real (B, T), as InstanceFeatures says.
+
+    Boxes and categories of other steps are zeros: what stands in a masked step may be NaN, in boxes as in maps.
+    """
+    times, stride = _steps_of(features, boxes, steps)
+    corners, categories = boxes.boxes[:, ::stride], boxes.categories[:, ::stride]
+    real = torch.ones(categories.shape[:2], dtype=torch.bool, device=categories.device)
+    if features and len(masks) == len(features):
+        real = torch.stack(list(masks.values())).any(0)
+    elif not features and variant == "paper":
+        real = (categories > 0).any(-1).flip(1).cummax(1).values.flip(1)
+    corners = torch.where(real[:, :, None, None], corners, corners.new_zeros(()))
+    return corners, torch.where(real[:, :, None], categories, 0), real
+
+
+def real_first(real: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Tensors (B, T, ...) with the steps where `real` (B, T) is True moved to the front, in their order."""
+    order = real.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    return [_reordered(x, order) for x in tensors]
 
 
 def _steps_of(features: Mapping[str, Tensor], boxes: Instances, steps: int) -> tuple[int, int]:
