@@ -20,6 +20,7 @@ from ..pipeline.audio import SpectrogramStream, sound_seconds
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
+from ..pipeline.video import Size
 from .clips import ClipRow, Entry, FlowEntries, Windows
 from .plan import ClipPlan, Span, Task
 
@@ -175,7 +176,7 @@ def _decode_frames(
     watch: Stopwatch,
 ) -> Span:
     """One decode pass for all plans that look at frames; returns the span up to where the video really ended."""
-    sides = sorted({plans[index].resize_side for index in indices})
+    sizes = sorted({plans[index].size for index in indices})
     windows = {index: Windows(plans[index]) for index in indices}
     flows = {
         index: FlowEntries(plans[index], watch)
@@ -212,10 +213,10 @@ def _decode_frames(
     needed: dict[int, Callable[[int], bool]] = {i: windows[i].wants for i in indices} | {i: _all for i in flows}
     ended, broken = span.start_seconds, False
     try:
-        for takers, pictures, shown in _shown_frames(reader, plans, needed, sides, span, watch, beat):
+        for takers, pictures, shown in _shown_frames(reader, plans, needed, sizes, span, watch, beat):
             outcome.frames += 1
             for taker in takers:
-                take(taker, pictures[sides.index(plans[taker.plan].resize_side)], shown)
+                take(taker, pictures[sizes.index(plans[taker.plan].size)], shown)
                 ended = max(ended, taker.stop_seconds)
     except VideoError as error:
         if not outcome.frames:
@@ -256,12 +257,12 @@ def _shown_frames(
     reader: VideoReader,
     plans: tuple[ClipPlan, ...],
     needed: dict[int, Callable[[int], bool]],
-    sides: list[int],
+    sizes: list[Size],
     span: Span,
     watch: Stopwatch,
     beat: Callable[[], None],
 ) -> Iterator[Shown]:
-    """(who takes it, the frame at each side, when it came on screen), in order of time.
+    """(who takes it, the frame at each size, when it came on screen), in order of time.
 
     needed: per plan, which entries of its grid it takes.
     """
@@ -286,12 +287,12 @@ def _shown_frames(
     native = [index for index in needed if plans[index].fps is None]
     wanted = heapq.merge(*[grid(index, plans[index].fps or 1.0) for index in needed if plans[index].fps is not None])
     if native:
-        batches = timed(iter(reader.all_frames(sides, first)))
+        batches = timed(iter(reader.all_frames(sizes, first)))
         yield from _every_frame(batches, native, needed, wanted, stop, reader.slack_seconds)
     else:
         # Only the frames on the grids are converted; plans that want the same time share the frame.
         pending: deque[tuple[float, list[Taker]]] = deque()
-        for sized in timed(iter(reader.select(_moments(wanted, pending, beat), sides))):
+        for sized in timed(iter(reader.select(_moments(wanted, pending, beat), sizes))):
             for position, shown in enumerate(sized[0].pts_seconds):
                 yield pending.popleft()[1], [frames.data[position] for frames in sized], float(shown)
 

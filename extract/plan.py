@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..pipeline.sampling import LastClip, num_windows
-from ..pipeline.video import VideoError, VideoInfo, VideoReader
+from ..pipeline.video import Interpolation, Size, VideoError, VideoInfo, VideoReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class ClipPlan:
     fps: float | None
     resize_side: int
     crop: int
+    interpolation: Interpolation = "bilinear"
     last_clip: LastClip = "pad"
     flow_method: str = "dis_fast"
     flow_stack: int = 1
@@ -53,6 +54,11 @@ class ClipPlan:
             raise ValueError(f"{self.name}: sound has no frames of its own: give fps, spectrograms a second")
         if self.stream != "audio" and self.resize_side < self.crop:
             raise ValueError(f"{self.name}: side {self.resize_side} is smaller than the crop {self.crop}; raise --side")
+
+    @property
+    def size(self) -> Size:
+        """The size that frames are decoded to."""
+        return Size(self.resize_side, self.interpolation)
 
     @property
     def entries(self) -> int:

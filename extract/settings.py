@@ -167,6 +167,7 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
         fps=fps,
         resize_side=side,
         crop=crop,
+        interpolation=spec.interpolation,
         last_clip=settings.last_clip,
         flow_method=method,
         flow_stack=spec.flow_stack,
@@ -229,9 +230,11 @@ def wrap(
         flow=flow,
     )
     sampling = asdict(plan)
-    for unused in {"rgb": ("flow", "audio"), "flow": ("audio",), "audio": ("flow", "resize", "crop")}.get(
-        plan.stream, ()
-    ):
+    for unused in {
+        "rgb": ("flow", "audio"),
+        "flow": ("audio",),
+        "audio": ("flow", "resize", "crop", "interpolation"),
+    }.get(plan.stream, ()):
         sampling = {key: value for key, value in sampling.items() if not key.startswith(unused)}
     del sampling["name"], sampling["instances"]  # see `with_boxes`
     sampling["frame_fps"] = settings.frame_fps

@@ -7,12 +7,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from .types import Frames
 
+Interpolation = Literal["bilinear", "bicubic"]
 DECODERS = ("auto", "decord", "pyav", "torchcodec", "frame_folder")
+
+
+class Size(NamedTuple):
+    """A size that frames are asked for in.
+
+    short_side: pixels of the shorter side; None = as they are stored.
+    interpolation: the kernel that scales, wide enough to cover all pixels that fall into one ("antialias" elsewhere).
+        "bicubic" is Catmull-Rom's (a = -0.5), which Pillow has.
+    """
+
+    short_side: int | None = None
+    interpolation: Interpolation = "bilinear"
+
+
+SizeLike = int | Size | None
+
+
+def as_size(size: SizeLike) -> Size:
+    """A number is a shorter side, scaled bilinearly."""
+    size = size if isinstance(size, Size) else Size(size)
+    if size.interpolation not in get_args(Interpolation):
+        raise ValueError(
+            f"interpolation is {size.interpolation!r}; it must be one of {', '.join(get_args(Interpolation))}"
+        )
+    return size
 
 
 class VideoError(Exception):
@@ -55,7 +82,8 @@ class VideoReader(ABC):
     A reader is a context manager and it pickles: the copy opens the file anew, so it can be sent to worker processes.
     Used after a fork, it opens the file anew as well.
     `short_side` scales the frame so that its shorter side has that many pixels (both sides rounded to whole pixels,
-    the longer one by `scaled_size`); None keeps the size. A video whose size changes is scaled to its first size.
+    the longer one by `scaled_size`); None keeps the size, a `Size` also names the interpolation. A video whose size
+    changes is scaled to its first size.
 
     decoder: the name of what reads the file; with `auto` the one that was picked, and after a fall-back the one in use.
     decoder_reason: why `auto` picks this decoder for this file, in a few words.
@@ -75,7 +103,7 @@ class VideoReader(ABC):
 
     @abstractmethod
     def select(
-        self, seconds: Iterable[float], short_sides: Sequence[int | None] = (None,), batch: int = 64
+        self, seconds: Iterable[float], short_sides: Sequence[SizeLike] = (None,), batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         """One decode pass: the frame on screen at each of the ascending times, until the times or the video end.
 
@@ -88,7 +116,7 @@ class VideoReader(ABC):
         Raises: ValueError where times descend; VideoError where not a single frame can be read (see `damage`).
         """
 
-    def frames_at(self, seconds: Sequence[float], short_side: int | None = None, outside: str = "error") -> Frames:
+    def frames_at(self, seconds: Sequence[float], short_side: SizeLike = None, outside: str = "error") -> Frames:
         """The frame on screen at each time: any order, repeats allowed, found by seeking.
 
         Times are sorted, so that each group of pictures is decoded once at most.
@@ -117,7 +145,7 @@ class VideoReader(ABC):
 
     @abstractmethod
     def all_frames(
-        self, short_sides: Sequence[int | None] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         """Every frame that is on screen at or after `start_seconds`, each once, in one decode pass.
 
@@ -129,7 +157,7 @@ class VideoReader(ABC):
         fps: float | None = None,
         start_seconds: float = 0.0,
         stop_seconds: float | None = None,
-        short_side: int | None = None,
+        short_side: SizeLike = None,
         batch: int = 64,
     ) -> Iterator[Frames]:
         """One decode pass over [start_seconds, stop_seconds) at `fps` frames a second; None = every frame once.
@@ -194,12 +222,13 @@ def check_times(reader: VideoReader, seconds: Sequence[float], outside: str) -> 
     return np.clip(times, info.start_seconds, last)
 
 
-def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+def scaled_size(width: int, height: int, short_side: SizeLike) -> tuple[int, int]:
     """(width, height) scaled so that the shorter side is `short_side`; the longer becomes the nearest even number.
 
     Even, as FFmpeg's `scale=-2:256` has it: 16:9 at 256 is 456x256, the size of EPIC-KITCHENS' frames. Video colours
     are stored for pairs of pixels, and an odd width (455, torchvision's rounding) takes 60 % longer to scale.
     """
+    short_side = as_size(short_side).short_side
     if short_side is None or min(width, height) == short_side:
         return width, height
     if short_side < 1:

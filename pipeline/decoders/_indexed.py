@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..types import Frames
-from ..video import VideoReader, check_batch, scaled_size
+from ..video import SizeLike, VideoReader, check_batch, scaled_size
 from ._container import (
     Layout,
     Packets,
@@ -48,7 +48,7 @@ class IndexedReader(VideoReader):
         """Why this decoder would not give the right frames of such a file; None: it does."""
 
     @abstractmethod
-    def _pictures(self, numbers: np.ndarray, short_side: int | None) -> np.ndarray:
+    def _pictures(self, numbers: np.ndarray, short_side: SizeLike) -> np.ndarray:
         """uint8 (N, H, W, 3) of frames with ascending numbers int64 (N,). Raises VideoError."""
 
     @abstractmethod
@@ -62,12 +62,12 @@ class IndexedReader(VideoReader):
             self._forget()
             self._owner = os.getpid()
 
-    def _rows(self, short_sides: Sequence[int | None], batch: int) -> int:
+    def _rows(self, short_sides: Sequence[SizeLike], batch: int) -> int:
         check_batch(batch)
         sizes = [scaled_size(self.info.width, self.info.height, side) for side in short_sides]
         return max(1, min(batch, MAX_BATCH_BYTES // max(1, sum(w * h * 3 for w, h in sizes))))
 
-    def _give(self, numbers: Sequence[int] | np.ndarray, short_sides: Sequence[int | None]) -> tuple[Frames, ...]:
+    def _give(self, numbers: Sequence[int] | np.ndarray, short_sides: Sequence[SizeLike]) -> tuple[Frames, ...]:
         self._use()
         once, rows = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         times = self._pts_seconds[np.asarray(numbers, np.int64)]
@@ -77,7 +77,7 @@ class IndexedReader(VideoReader):
         return tuple(Frames(pictures, times) for pictures in data)
 
     def select(
-        self, seconds: Iterable[float], short_sides: Sequence[int | None] = (None,), batch: int = 64
+        self, seconds: Iterable[float], short_sides: Sequence[SizeLike] = (None,), batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         size = self._rows(short_sides, batch)
         numbers: list[int] = []
@@ -96,7 +96,7 @@ class IndexedReader(VideoReader):
             yield self._give(numbers, short_sides)
 
     def all_frames(
-        self, short_sides: Sequence[int | None] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         size = self._rows(short_sides, batch)
         first = max(0, int(np.searchsorted(self._pts_seconds, start_seconds + self.slack_seconds, "right")) - 1)

@@ -1,19 +1,23 @@
 """Decoded frames to RGB rows of a numpy array, at the size asked for.
 
-Pixels are those of FFmpeg's own `scale` filter with `flags=bilinear` (when shrinking, its kernel covers all pixels that
-fall into one, as "bilinear with antialias" elsewhere), bit for bit: decord and torchcodec use the same filter, so all
-decoders give equal pictures. Colour matrix and range are those of the stream's tags; BT.601 limited where it has none.
+Pixels are those of FFmpeg's own `scale` filter (when shrinking, its kernel covers all pixels that fall into one, as
+"antialias" elsewhere). With `flags=bilinear` bit for bit: decord and torchcodec use the same filter, so all decoders
+give equal pictures. Bicubic is Pillow's kernel, which image networks learned from. Colour matrix and range are those of
+the stream's tags; BT.601 limited where it has none.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import av
 import numpy as np
 from av.filter import Graph
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation as Kernel
+from av.video.reformatter import VideoReformatter
 
 from ..types import Frames
-from ..video import VideoInfo, scaled_size
+from ..video import SizeLike, VideoInfo, as_size, scaled_size
 
 # Larger batches are written past the processor's caches into memory fresh from the system: measured, whole decoding of
 # 1080p to 455x256 takes 30 % more time in batches of 22 MiB than of 11.
@@ -22,6 +26,8 @@ MAX_BATCH_BYTES = 12 << 20
 _MIN_PIXELS_FOR_THREADS = 1 << 20
 # Where size and pixels let FFmpeg convert without scaling, the plain converter gives the filter's pixels for less.
 _UNSCALED = ("yuv420p", "yuvj420p")
+# FFmpeg's own bicubic has a = -0.6.
+_KERNELS = {"bilinear": "flags=bilinear", "bicubic": "flags=bicubic:param0=0:param1=0.5"}
 
 
 class Scaler:
@@ -30,8 +36,9 @@ class Scaler:
     threads: for large pictures; 0 = one per core.
     """
 
-    def __init__(self, info: VideoInfo, short_side: int | None, threads: int = 1) -> None:
-        self.width, self.height = scaled_size(info.width, info.height, short_side)
+    def __init__(self, info: VideoInfo, size: SizeLike, threads: int = 1) -> None:
+        self.width, self.height = scaled_size(info.width, info.height, size)
+        self._kernel = _KERNELS[as_size(size).interpolation]
         self._quarter_turns = info.rotation_degrees // 90
         turned = self._quarter_turns % 2
         self._stored = (self.height, self.width) if turned else (self.width, self.height)
@@ -57,7 +64,7 @@ class Scaler:
                 width=width,
                 height=height,
                 format="rgb24",
-                interpolation=Interpolation.BILINEAR,
+                interpolation=Kernel.BILINEAR,
                 threads=self._threads,
             )
         plane = picture.planes[0]
@@ -81,12 +88,12 @@ class Scaler:
         # The filter's default for 4:2:0, written out: tags that other decoders overlook must not move colours.
         chroma = ":in_v_chr_pos=128" if "420" in pixel_format else ""
         to_width, to_height = self._stored
-        steps = [f"flags=bilinear{chroma}"]
+        steps = [f"{self._kernel}{chroma}"]
         formats = ["rgb24"]
         if pixel_format in _UNSCALED and to_width % 2 == 0 and to_width < width and to_height < height:
             # Equal to the last bit, in two thirds of the time: FFmpeg has vector code from planes to planes, while from
             # planes to RGB it scales in plain C, which rounds to 8 bits at this same place in between.
-            exact = "flags=bilinear+accurate_rnd"
+            exact = self._kernel.replace("flags=", "flags=accurate_rnd+")
             steps, formats = [f"{exact}{chroma}", exact], [pixel_format.replace("420", "422"), "rgb24"]
         nodes = [source]
         for step, to_format in zip(steps, formats, strict=True):
@@ -132,3 +139,14 @@ class Batch:
         given = tuple(Frames(data[: len(times)], times) for data in self._data)
         self._data, self._times, self._last = [], [], None
         return given
+
+
+def rescale(pictures: np.ndarray, info: VideoInfo, size: SizeLike) -> np.ndarray:
+    """uint8 (N, H, W, 3) RGB that is turned already, at the size asked for; the same array where that is its size."""
+    scaler = Scaler(replace(info, rotation_degrees=0), size)
+    if pictures.shape[1:3] == (scaler.height, scaler.width):
+        return pictures
+    scaled = np.empty((len(pictures), scaler.height, scaler.width, 3), np.uint8)
+    for picture, row in zip(pictures, scaled, strict=True):
+        scaler.write(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"), row)
+    return scaled

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..video import VideoError, scaled_size
+from ..video import SizeLike, VideoError, as_size, scaled_size
 from ._container import Layout, Packets
 from ._indexed import IndexedReader
+from ._pixels import rescale
 
 PIXEL_FORMATS = ("yuv420p", "yuvj420p")
 CODECS = ("h264", "hevc")
@@ -90,13 +91,14 @@ class DecordReader(IndexedReader):
             self._readers[size] = reader
         return self._readers[size]
 
-    def _pictures(self, numbers: np.ndarray, short_side: int | None) -> np.ndarray:
+    def _pictures(self, numbers: np.ndarray, short_side: SizeLike) -> np.ndarray:
         import decord
 
         size = scaled_size(self.info.width, self.info.height, short_side)
-        reader = self._reader((-1, -1) if size == (self.info.width, self.info.height) else size)
+        bilinear = as_size(short_side).interpolation == "bilinear"  # all that it can scale by itself
+        reader = self._reader((-1, -1) if size == (self.info.width, self.info.height) or not bilinear else size)
         try:
-            return reader.get_batch(numbers.tolist()).asnumpy()
+            return rescale(reader.get_batch(numbers.tolist()).asnumpy(), self.info, short_side)
         except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
             raise VideoError(f"{self.path}: decord fails: {_first_line(error)}") from error
 

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..types import Frames
-from ..video import VideoError, VideoInfo, VideoReader, check_batch, scaled_size
+from ..video import SizeLike, VideoError, VideoInfo, VideoReader, as_size, check_batch, scaled_size
 from ._pixels import MAX_BATCH_BYTES
 from .frame_files import (
     FLOW,
@@ -47,6 +47,7 @@ from .frame_files import (
 )
 
 TIMESTAMPS = "timestamps.txt"
+_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIXEL_FORMATS = {"1": "monob", "L": "gray", "LA": "ya8", "P": "pal8", "RGB": "rgb24", "RGBA": "rgba", "I;16": "gray16"}
 _TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # EXIF orientation -> counter-clockwise degrees
 
@@ -201,7 +202,7 @@ class FrameFolderReader(VideoReader):
 
     # --- pictures
 
-    def _picture(self, index: int, short_sides: Sequence[int | None]) -> tuple[np.ndarray, ...] | str:
+    def _picture(self, index: int, short_sides: Sequence[SizeLike]) -> tuple[np.ndarray, ...] | str:
         """Frame `index` as uint8 (H, W, 3) RGB at each size, or the reason why it cannot be read."""
         try:
             data = np.frombuffer(self._source.read(self._names[index]), np.uint8)
@@ -216,9 +217,10 @@ class FrameFolderReader(VideoReader):
         pictures = []
         for short_side in short_sides:
             width, height = scaled_size(self.info.width, self.info.height, short_side)
+            side, interpolation = as_size(short_side)
             divisor = 1
-            if is_jpeg and short_side is not None:
-                while divisor < 8 and min(self.info.width, self.info.height) >= 4 * divisor * short_side:
+            if is_jpeg and side is not None:
+                while divisor < 8 and min(self.info.width, self.info.height) >= 4 * divisor * side:
                     divisor *= 2
             if divisor not in decoded:
                 flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}.get(
@@ -234,12 +236,12 @@ class FrameFolderReader(VideoReader):
             picture = decoded[divisor]
             if picture.shape[:2] != (height, width):
                 # The same kernel as the other decoders' (see _pixels.py): equal pictures from frames and from video.
-                scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+                scaled = Image.fromarray(picture).resize((width, height), _KERNELS[interpolation])
                 picture = np.asarray(scaled)
             pictures.append(picture)
         return tuple(pictures)
 
-    def _readable(self, index: int, short_sides: Sequence[int | None]) -> int:
+    def _readable(self, index: int, short_sides: Sequence[SizeLike]) -> int:
         """The frame that stands in for the broken frame `index`."""
         before = index - 1
         while before >= 0:
@@ -254,7 +256,7 @@ class FrameFolderReader(VideoReader):
         raise VideoError(f"{self.path}: none of the {len(self._names)} frames can be read ({self.damage[-1]})")
 
     def _show(
-        self, indices: np.ndarray, short_sides: Sequence[int | None], *, skip_broken: bool = False
+        self, indices: np.ndarray, short_sides: Sequence[SizeLike], *, skip_broken: bool = False
     ) -> tuple[Frames, ...]:
         """Frames `indices` at each size. Broken ones are replaced by their stand-in, or left out."""
         wanted = list(dict.fromkeys(indices.tolist()))
@@ -290,7 +292,7 @@ class FrameFolderReader(VideoReader):
             frames.append(Frames(data, self._times[indices]))
         return tuple(frames)
 
-    def _rows(self, batch: int, short_sides: Sequence[int | None]) -> int:
+    def _rows(self, batch: int, short_sides: Sequence[SizeLike]) -> int:
         check_batch(batch)
         sizes = [scaled_size(self.info.width, self.info.height, short_side) for short_side in short_sides]
         return max(1, min(batch, MAX_BATCH_BYTES // sum(3 * width * height for width, height in sizes)))
@@ -299,7 +301,7 @@ class FrameFolderReader(VideoReader):
         return np.clip(np.searchsorted(self._times, seconds + self.slack_seconds, side="right") - 1, 0, None)
 
     def select(
-        self, seconds: Iterable[float], short_sides: Sequence[int | None] = (None,), batch: int = 64
+        self, seconds: Iterable[float], short_sides: Sequence[SizeLike] = (None,), batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         rows = self._rows(batch, short_sides)
         times, latest = iter(seconds), -np.inf
@@ -317,7 +319,7 @@ class FrameFolderReader(VideoReader):
                 return
 
     def all_frames(
-        self, short_sides: Sequence[int | None] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         rows = self._rows(batch, short_sides)
         if start_seconds >= self._end:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..types import Frames
-from ..video import VideoInfo, VideoReader, check_batch
+from ..video import SizeLike, VideoInfo, VideoReader, check_batch
 from ._container import Layout, first_video_stream, open_container, probe_layout, to_seconds
 from ._decode_pass import DecodePass
 from ._pixels import Batch, Scaler
@@ -65,7 +65,7 @@ class PyAVReader(VideoReader):
         return self._lay_out()
 
     def select(
-        self, seconds: Iterable[float], short_sides: Sequence[int | None] = (None,), batch: int = 64
+        self, seconds: Iterable[float], short_sides: Sequence[SizeLike] = (None,), batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         check_batch(batch)
         layout = self._lay_out()
@@ -95,7 +95,7 @@ class PyAVReader(VideoReader):
             self._end(decoding)
 
     def all_frames(
-        self, short_sides: Sequence[int | None] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         check_batch(batch)
         layout = self._lay_out()

@@ -7,17 +7,15 @@ kernel: 1 to 1.5 grey levels from those of the other decoders, which scale befor
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-import av
 import numpy as np
 
-from ..video import VideoError
+from ..video import SizeLike, VideoError
 from ._container import Layout, Packets
 from ._indexed import IndexedReader
-from ._pixels import Scaler
+from ._pixels import rescale
 
 CONTAINERS = ("mov", "matroska", "gif")
 
@@ -72,18 +70,12 @@ class TorchCodecReader(IndexedReader):
             self._decoders["decoder"] = decoder
         return self._decoders["decoder"]
 
-    def _pictures(self, numbers: np.ndarray, short_side: int | None) -> np.ndarray:
+    def _pictures(self, numbers: np.ndarray, short_side: SizeLike) -> np.ndarray:
         try:
             native = self._opened().get_frames_at(numbers.tolist()).data.numpy()
         except (RuntimeError, IndexError) as error:
             raise VideoError(f"{self.path}: torchcodec fails: {_last_line(error)}") from error
-        scaler = Scaler(replace(self.info, rotation_degrees=0), short_side)  # it turns pictures by itself
-        if native.shape[1:3] == (scaler.height, scaler.width):
-            return native
-        scaled = np.empty((len(native), scaler.height, scaler.width, 3), np.uint8)
-        for picture, row in zip(native, scaled, strict=True):
-            scaler.write(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"), row)
-        return scaled
+        return rescale(native, self.info, short_side)  # it turns pictures by itself
 
     def _forget(self) -> None:
         self._decoders = {}
