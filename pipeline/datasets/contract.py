@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +23,16 @@ class Dataset:
     classes: task -> names of its classes, by class number.
     root: folder that `paths` start from.
     paths: stream -> where its file or folder of frames lies under root: a format string that may use {video}, {id} and
-        the names in `Segment.extra`; a `*` in it stands for any text (extensions that differ, numbered parts).
+        the names in `Segment.extra`; a `*` in it stands for any text (extensions that differ, numbered parts), which
+        costs a look through the folder for every segment. An absolute one leads out of root.
+    frame_rates: stream -> how fast its folders of frames count, in numbers a second, or the name in `Segment.extra`
+        that tells it. Streams of video files have none.
     parts: task -> for each of its classes the classes of other tasks that it consists of, for instance
         {"action": {"verb": (3, ...), "noun": (10, ...)}}: action 0 is verb 3 and noun 10.
     subsets: name -> ids of the segments in it ("unseen", "tail_verb").
     many_shot: rule -> task -> class numbers that count as many-shot under that rule.
     boxes: video -> tracks, or None for datasets without boxes.
+    files: the annotation files that were read.
     notes: what a user has to know (how many annotations were left out and why), one sentence each.
     """
 
@@ -37,25 +42,54 @@ class Dataset:
     classes: Mapping[str, tuple[str, ...]]
     root: Path
     paths: Mapping[str, str] = field(default_factory=dict)
+    frame_rates: Mapping[str, float | str] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     subsets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     many_shot: Mapping[str, Mapping[str, frozenset[int]]] = field(default_factory=dict)
     boxes: Mapping[str, BoxTracks] | None = None
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for segment in self.segments:
+            for task, names in self.classes.items():
+                label = segment.labels.get(task, ())
+                if max(label if isinstance(label, tuple) else (label,), default=-1) >= len(names):
+                    raise ValueError(
+                        f"{self.name}, {self.split}: segment {segment.id!r} has {task}={label}; there are {len(names)} "
+                        "classes of it. Are all annotation files of one release?"
+                    )
+
     def path(self, segment: Segment, stream: str = "rgb") -> Path:
-        """Where this stream of the segment's video lies. Raises FileNotFoundError that says where it was looked for."""
+        """Where this stream of the segment's video lies; whether it is there is not looked at.
+
+        Raises: ValueError for a stream that the dataset has not, and, where the pattern has a `*`, FileNotFoundError
+        where it does not stand for exactly one file.
+        """
         if stream not in self.paths:
-            raise ValueError(f"{self.name} has no stream {stream!r}; it has {', '.join(self.paths)}")
-        relative = self.paths[stream].format(video=segment.video, id=segment.id, **segment.extra)
-        if "*" not in relative:
-            return self.root / relative
-        found = sorted(self.root.glob(relative))
+            raise ValueError(f"{self.name} has no stream {stream!r}; it has {', '.join(self.paths) or 'none'}")
+        pattern = self.paths[stream]
+        names = {**segment.extra, "video": segment.video, "id": segment.id}
+        try:
+            if "*" not in pattern:
+                return self.root / pattern.format_map(names)
+            escaped = pattern.format_map({name: glob.escape(text) for name, text in names.items()})
+        except KeyError as missing:
+            raise ValueError(
+                f"the path of {stream} is {pattern!r} and segment {segment.id!r} has no {missing}; it has "
+                f"{', '.join(sorted(names))}"
+            ) from None
+        found = sorted(glob.glob(str(self.root / escaped)))
         if len(found) != 1:
             raise FileNotFoundError(
-                f"{stream} of {segment.id!r} should be one file {self.root / relative}; there are {len(found)}"
+                f"{stream} of {segment.id!r} should be one file {self.root / escaped}; there are {len(found)}"
             )
-        return found[0]
+        return Path(found[0])
+
+    def frame_fps(self, segment: Segment, stream: str = "rgb") -> float | None:
+        """Numbers a second that this stream's folder of frames counts by, for `open_video`; None for video files."""
+        rate = self.frame_rates.get(stream)
+        return float(segment.extra[rate]) if isinstance(rate, str) else rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +135,8 @@ def load_dataset(name: str, root: str | Path, split: str, **options: object) -> 
         near = get_close_matches(split, card.splits, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"dataset {name!r} has no split {split!r}; {hint}there are {', '.join(card.splits)}")
+    if not Path(root).is_dir():
+        raise ValueError(f"{root} is no folder; name the folder of {name}, which holds\n{card.layout}")
     known = [option for option in inspect.signature(read).parameters if option not in ("root", "split")]
     for option in options:
         if option not in known:
