@@ -57,7 +57,7 @@ class Windows:
     """
 
     def __init__(self, plan: ClipPlan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._held: deque[Entry] = deque()
         self._first = 0  # index of _held[0]
         self._row = 0
@@ -65,7 +65,7 @@ class Windows:
 
     def wants(self, index: int) -> bool:
         """Whether entry `index` is in any clip."""
-        return index % self._plan.stride < self._plan.entries
+        return index % self.plan.stride < self.plan.entries
 
     def push(self, entry: Entry, index: int) -> Iterator[ClipRow]:
         """The next entry; its index grows from call to call. Yields the clip that it completes."""
@@ -75,22 +75,22 @@ class Windows:
         if not self._held:
             self._first = index
         self._held.append(entry)
-        if len(self._held) == self._plan.entries:
+        if len(self._held) == self.plan.entries:
             yield self._clip(list(self._held))
 
     def finish(self) -> Iterator[ClipRow]:
         """The padded clips at the end."""
         # Entries that were left out between clips make no difference to the number of clips.
-        wanted = self._plan.num_clips(self._seen) if self._seen else 0
+        wanted = self.plan.num_clips(self._seen) if self._seen else 0
         while self._row < wanted and self._held:
             entries = list(self._held)
-            entries += [entries[-1]] * (self._plan.entries - len(entries))
+            entries += [entries[-1]] * (self.plan.entries - len(entries))
             yield self._clip(entries)
 
     def _clip(self, entries: list[Entry]) -> ClipRow:
         row = ClipRow(self._row, entries, entries[0].start_seconds, max(entry.stop_seconds for entry in entries))
         self._row += 1
-        while self._held and self._first < self._row * self._plan.stride:
+        while self._held and self._first < self._row * self.plan.stride:
             self._held.popleft()
             self._first += 1
         return row

@@ -55,12 +55,16 @@ class Stopwatch:
 
 @dataclass
 class Outcome:
-    """How a task ended. rows: clips sent per plan. notes: damage that was met on the way; the rest was read."""
+    """How a task ended. rows: clips sent per plan. notes: damage that was met on the way; the rest was read.
+
+    void: plans of which nothing is to be kept, though clips were sent: their stream broke while others were read.
+    """
 
     key: str
     attempt: int
     decoder: str = ""
     rows: dict[int, int] = field(default_factory=dict)
+    void: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     error: str = ""
     stage: str = ""
@@ -152,7 +156,16 @@ def decode_task(
         outcome.video_seconds = span.stop_seconds - span.start_seconds
         stage = "audio"
         for index in audio:
-            outcome.rows[index] = _decode_sound(task.path, plans[index], index, span, emit, beat, watch)
+            windows = Windows(plans[index])
+            try:
+                _decode_sound(task.path, windows, index, span, emit, beat, watch)
+            except VideoError as error:
+                if not visual:
+                    raise
+                # The pictures are good: they are kept, and the file is told as damaged.
+                outcome.void.add(index)
+                outcome.notes.append(f"no {plans[index].name}: {error}".replace(f"{task.path}: ", ""))
+            outcome.rows[index] = windows.rows
     except Exception as error:
         # The path stands beside the reason wherever it is told.
         outcome.error = f"{error}".removeprefix(f"{task.path}: ") or type(error).__name__
@@ -356,16 +369,16 @@ def _every_frame(
 
 def _decode_sound(
     path: str,
-    plan: ClipPlan,
+    windows: Windows,
     index: int,
     span: Span,
     emit: Callable[[int, ClipRow], None],
     beat: Callable[[], None],
     watch: Stopwatch,
-) -> int:
-    """Spectrograms centred on the grid's entries; returns the number of clips."""
+) -> None:
+    """Spectrograms centred on the grid's entries, put into windows."""
+    plan = windows.plan
     assert plan.fps is not None
-    windows = Windows(plan)
     entries = [k for k in range(plan.num_entries(span.grid_seconds, 0)) if windows.wants(k)]
     centres = span.start_seconds + (np.array(entries) + 0.5) / plan.fps
     spectrograms = iter(SpectrogramStream(path, plan.audio_preset, centres.tolist()))
@@ -378,4 +391,3 @@ def _decode_sound(
             emit(index, row)
     for row in windows.finish():
         emit(index, row)
-    return windows.rows

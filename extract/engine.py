@@ -415,7 +415,7 @@ class Engine:
         if outcome is None:
             return
         if not outcome.error:
-            if any(plan not in entry.notes or entry.notes[plan].count < rows for plan, rows in outcome.rows.items()):
+            if any(rows and _count(entry, plan) < rows for plan, rows in outcome.rows.items()):
                 return
             if not entry.failure:
                 try:
@@ -431,6 +431,9 @@ class Engine:
     def _commit(self, entry: _Open, outcome: Outcome) -> Finished:
         predictions: dict[str, list[tuple[int, float]]] = {}
         for (plan_index, output), row_writer in entry.writers.items():
+            if plan_index in outcome.void:
+                row_writer.close()
+                continue
             notes, count = entry.notes[plan_index], outcome.rows[plan_index]
             along = ("present",) if output == "roi" else ("heard", "top_classes", "top_scores")
             extra = {name: notes.take(name, count) for name in along if name in notes}
@@ -442,9 +445,13 @@ class Engine:
             )
             if "top_classes" in extra:
                 predictions[self._plans[plan_index].name] = _video_prediction(extra["top_classes"], extra["top_scores"])
-        rows = {self._plans[plan].name: count for plan, count in outcome.rows.items()}
+        rows = {self._plans[plan].name: count for plan, count in outcome.rows.items() if plan not in outcome.void}
         notes = tuple(outcome.notes)
         return Finished(outcome.key, outcome.decoder, rows, outcome.video_seconds, outcome.frames, notes, predictions)
+
+
+def _count(entry: _Open, plan: int) -> int:
+    return entry.notes[plan].count if plan in entry.notes else 0
 
 
 def task_of(video: VideoInput, decoder: str, frame_fps: float, plans: tuple[int, ...] = ()) -> Task:

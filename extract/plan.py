@@ -4,8 +4,10 @@ out.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -157,4 +159,24 @@ class Task:
 
 def cores() -> int:
     """Processor cores that this process may use; containers and job schedulers often give fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_cores(Path("/sys/fs/cgroup"))
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota - 0.05)))
+
+
+def cgroup_cores(folder: Path) -> float | None:
+    """Cores' worth of time that the control group allows (`docker run --cpus 1.5`, Kubernetes limits); None = all.
+
+    folder: where the group's files lie, version 2 (cpu.max) or 1 (cpu/cpu.cfs_quota_us).
+    """
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:  # "max", -1: no limit
+        return None
+    return int(quota) / int(period)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from videos import write_counting_video
+from videos import ffmpeg, write_counting_video
 
 from actionfuse.backbones import create_backbone, pool_clip
 from actionfuse.backbones.roi import roi_features
@@ -15,6 +16,7 @@ from actionfuse.extract import extract_features
 from actionfuse.pipeline import open_video
 from actionfuse.pipeline.audio import read_audio, spectrogram
 from actionfuse.pipeline.boxes import BoxRow, box_tracks, boxes_at
+from actionfuse.pipeline.features import FeatureStore
 from actionfuse.pipeline.flow import FlowComputer, quantise
 from actionfuse.pipeline.spectrogram import PRESETS
 from actionfuse.pipeline.transforms import centre_crop
@@ -150,3 +152,21 @@ def test_inner_layer(folder: Path) -> None:
                 backbone(backbone.input_spec.normalise(torch.from_numpy(frames[None, 2 * row : 2 * row + 2])))
             handle.remove()
             np.testing.assert_allclose(features.data[row], caught[0].mean((0, 2, 3)).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_are_kept_where_the_sound_cannot_be_read(tmp_path: Path, extract) -> None:
+    (tmp_path / "videos").mkdir()
+    video = tmp_path / "videos" / "a.mov"
+    ffmpeg("-i", write_counting_video(tmp_path / "a.mp4", 30, (64, 48), 25, audio=True), "-c:a", "pcm_s16le", video)
+    packed = video.read_bytes()
+    assert packed.count(b"sowt") == 1
+    video.write_bytes(packed.replace(b"sowt", b"zzzz"))  # a codec that nobody knows
+    words = [video.parent, "--out", tmp_path / "out", "--backbone", "tsn:test_resnet", "--weights", "random"]
+    words += ["--stream", "rgb", "--stream", "audio", "--fps", 5, "--clip-frames", 1, "--side", 48, "--crop", 48]
+    for _ in range(2):  # the second call finds the pictures done, and the sound still broken
+        assert extract(*words) == 1
+        rgb = FeatureStore.open(tmp_path / "out" / "tsn-test_resnet-rgb")
+        assert rgb.keys() == ["a.mov"] and len(rgb.read("a.mov").data) == 6
+        assert FeatureStore.open(tmp_path / "out" / "tsn-test_resnet-audio").keys() == []
+        (failure,) = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+        assert failure["key"] == "a.mov" and "sound" in failure["reason"]
