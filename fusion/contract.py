@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -224,17 +224,20 @@ class HeadCard:
     summary: str
 
 
+Maker = TypeVar("Maker", bound=Callable[..., FusionHead])
 HEADS: Registry[FusionHead] = Registry("head")
 CARDS: dict[str, HeadCard] = {}
 
 
-def register(
-    name: str, *, paper: str, summary: str
-) -> Callable[[Callable[..., FusionHead]], Callable[..., FusionHead]]:
+def register(name: str, *, paper: str, summary: str) -> Callable[[Maker], Maker]:
     """Decorator of the class or function that builds a head from `streams`, `classes` and its own keyword options."""
-    decorate = HEADS.register(name)
-    CARDS[name] = HeadCard(paper=paper, summary=summary)
-    return decorate
+
+    def remember(make: Maker) -> Maker:
+        HEADS.register(name)(make)
+        CARDS[name] = HeadCard(paper=paper, summary=summary)
+        return make
+
+    return remember
 
 
 def create_head(name: str, *, streams: Mapping[str, int], classes: Mapping[str, int], **options: object) -> FusionHead:
