@@ -1,5 +1,6 @@
 """Datasets: their annotation files to segments. One file per dataset."""
 
+from . import egtea_gaze_plus as egtea_gaze_plus
 from . import epic_kitchens_55 as epic_kitchens_55
 from . import epic_kitchens_100 as epic_kitchens_100
 from .contract import CARDS, DATASETS, Dataset, DatasetCard, list_datasets, load_dataset, register

@@ -175,11 +175,6 @@ def with_actions(segments: Iterable[Segment], actions: Actions) -> Iterator[Segm
         yield Segment(segment.video, segment.start_seconds, segment.stop_seconds, segment.id, labels, segment.extra)
 
 
-def parts_of(actions: Actions) -> dict[str, dict[str, tuple[int, ...]]]:
-    """As in `Dataset.parts`."""
-    return {"action": {"verb": actions.verbs, "noun": actions.nouns}}
-
-
 def strange_note(path: Path, rows: OfficialRows) -> tuple[str, ...]:
     if not rows.strange_frames:
         return ()

@@ -118,7 +118,7 @@ def _read_official(root: Path, split: str, times: epic.Times, paths: Mapping[str
         root=root,
         paths=chosen,
         frame_rates=epic.frame_rates_of(chosen),
-        parts=epic.parts_of(actions),
+        parts=rulstm.parts_of(actions),
         subsets=subsets,
         files=(*files, *([info] if info else []), *subset_files),
         notes=epic.strange_note(files[0], own),
@@ -167,7 +167,7 @@ def _read_rulstm(root: Path, split: str, paths: Mapping[str, str] | None) -> Dat
         classes={"verb": verbs, "noun": nouns, "action": actions.names},
         root=root,
         paths=choose_paths(root, epic.PATHS, segments, paths),
-        parts=epic.parts_of(actions),
+        parts=rulstm.parts_of(actions),
         subsets=subsets,
         files=tuple(files),
     )

@@ -100,7 +100,7 @@ def read(
         root=root,
         paths=chosen,
         frame_rates=epic.frame_rates_of(chosen) if annotations == "official" else {},
-        parts=epic.parts_of(actions),
+        parts=rulstm.parts_of(actions),
         many_shot=many_shot,
         files=tuple(dict.fromkeys(files)),
         notes=notes,

@@ -100,6 +100,11 @@ def read_actions(path: Path) -> Actions:
     return Actions(tuple(names), tuple(verbs), tuple(nouns))
 
 
+def parts_of(actions: Actions) -> dict[str, dict[str, tuple[int, ...]]]:
+    """As in `Dataset.parts`."""
+    return {"action": {"verb": actions.verbs, "noun": actions.nouns}}
+
+
 def part_names(actions: Actions, separator: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of verbs and nouns from those of the actions they are in: the most frequent one, of equals the first.
 
