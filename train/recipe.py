@@ -1,0 +1,353 @@
+"""Recipes: everything that decides a training run, as one YAML file with typed fields.
+
+    actionfuse train mif_parallel_ek55 data.root=/data/EPIC-55 optim.lr=0.005
+
+A recipe is a name (a file of train/recipes/ without its `.yaml`) or a path. `key.path=value` changes one field; the
+value is YAML. An unknown key, a missing one or a value of the wrong type is a ValueError that names file, dotted path
+and, for a key, the nearest one. The resolved recipe is written beside the run, where the same file starts it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+FOLDER = Path(__file__).parent / "recipes"
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Scalar = bool | int | float | str | None
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class About:
+    """What the recipe reproduces. For people; nothing here changes the run.
+
+    paper, row: what and which table and row. expected: metric name -> the paper's number. hardware: what the paper, or
+    whoever measured, used. deviations: where this recipe differs from the paper, one sentence each.
+    """
+
+    paper: str = ""
+    row: str = ""
+    expected: dict[str, float] = field(default_factory=dict)
+    hardware: str = ""
+    deviations: list[str] = field(default_factory=list)
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Data:
+    """dataset: a registered name. root: its folder. train, test: its splits. options: the dataset's own.
+
+    tasks: labels to predict; none = all that the dataset has classes for.
+    share: of the training segments, drawn with the seed (MIMO: 0.25). limit: at most so many of each split.
+    max_broken_share: of an epoch's segments that may fail to decode before the run stops.
+    """
+
+    dataset: str
+    root: str
+    train: str = "train"
+    test: str = "validation"
+    options: dict[str, Any] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
+    share: float = 1.0
+    limit: int | None = None
+    max_broken_share: float = 0.05
+    decoder: str = "auto"
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class TaskRecipe:
+    """What is observed of a segment; see pipeline/protocols.py.
+
+    tau_a, tau_o: seconds, for anticipation. fraction: of the segment, for early recognition.
+    test_tau_a, test_fractions: what evaluation goes through beside it.
+    """
+
+    kind: Literal["recognition", "early_recognition", "anticipation"] = "recognition"
+    tau_a: float = 1.0
+    tau_o: float = 10.0
+    fraction: float = 1.0
+    test_tau_a: list[float] = field(default_factory=list)
+    test_fractions: list[float] = field(default_factory=list)
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Clip:
+    """How a stream's clip is cut; None = what the backbone's input spec says.
+
+    rule and the next four: pipeline/protocols.py, Sampling. frames: entries of a clip. fps: entries a second, "native" =
+    every frame. side, crop: pixels.
+    """
+
+    rule: str = "segments"
+    stride_frames: int = 1
+    num_clips: int = 1
+    window_frames: int = 64
+    alpha: float = 0.25
+    frames: int | None = None
+    fps: float | Literal["native"] | None = None
+    side: int | None = None
+    crop: int | None = None
+    flow_method: str = "dis_fast"
+    audio_preset: str = "tbn"
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class StreamRecipe:
+    """One stream: a backbone on pixels, stored features, or both, of which `Recipe.inputs` then takes one.
+
+    weights: path, "pretrained", "bundled", "random". freeze: the whole backbone is left as it is and in eval mode.
+    freeze_stages: so many of its first stages. partial_bn: batch norms keep their statistics, but for the first.
+    lr_scale: times the learning rate. layer_decay: the learning rate of each stage before the last, times this.
+    checkpointing: activations are computed twice instead of kept.
+    features: folder of a feature store; feature_dim: their width, needed where no backbone is named.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    freeze: bool = False
+    freeze_stages: int = 0
+    partial_bn: bool = False
+    lr_scale: float = 1.0
+    layer_decay: float = 1.0
+    checkpointing: bool = False
+    features: str | None = None
+    feature_dim: int | None = None
+    clip: Clip = field(default_factory=Clip)
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Head:
+    """name: a registered head. options: its own."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Augment:
+    """Of training clips. crop: "random_resized" (area, ratio), "multi_scale" (TSN's corners and scales), "scale_jitter"
+    (shorter side drawn from `jitter`), "centre". All streams of a clip get the same geometry.
+
+    repeats: clips drawn from a segment each time it comes (repeated augmentation).
+    mixup: alpha of the beta distribution, 0 = none; erasing: probability; rand_augment: magnitude, 0 = none.
+    """
+
+    crop: Literal["random_resized", "multi_scale", "scale_jitter", "centre"] = "random_resized"
+    area: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    scales: list[float] = field(default_factory=lambda: [1.0, 0.875, 0.75])
+    jitter: tuple[int, int] = (256, 320)
+    flip: float = 0.5
+    colour_jitter: float = 0.0
+    rand_augment: int = 0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    repeats: int = 1
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Optim:
+    """batch: segments per optimiser step over all processes and accumulation; it does not change with their number.
+
+    lr: for `lr_batch` segments a step; used is lr * batch / lr_batch (linear rule). lr_batch None: lr as it is.
+    schedule: "constant", "cosine" to `min_lr`, or "step": times `gamma` at each of `milestones` (epochs).
+    warmup_epochs: linear from 0. clip_norm: of the gradient, 0 = none. ema: decay of the averaged weights, 0 = none.
+    no_decay_norms: no weight decay on norms and biases. label_smoothing: for all tasks, or task -> amount.
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = 0.01
+    batch: int = 32
+    lr_batch: int | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    no_decay_norms: bool = False
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    min_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    label_smoothing: float | dict[str, float] = 0.0
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Loss:
+    """kind: "cross_entropy", or "bce" where several classes hold at once. weights: task -> factor.
+
+    balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
+        1 / frequency). balance_task: whose classes.
+    """
+
+    kind: Literal["cross_entropy", "bce"] = "cross_entropy"
+    weights: dict[str, float] = field(default_factory=dict)
+    balance: Literal["none", "class", "loss"] = "none"
+    balance_task: str = ""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Run:
+    """epochs; seed of every draw; workers: decode processes per training process.
+
+    micro_batch: segments a process computes at a time; the rest of `optim.batch` is accumulated. None: all at once.
+    precision: of autocast. save_minutes, save_steps: how often a checkpoint is written besides after each epoch.
+    keep: checkpoints kept beside the best. monitor: metric that "best" means; higher is better.
+    test_every: epochs. trackers: Accelerate's ("tensorboard", "wandb", ...), beside metrics.jsonl, which is always
+        written.
+    """
+
+    epochs: int = 30
+    seed: int = 0
+    workers: int = 2
+    micro_batch: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    sync_bn: bool = False
+    save_minutes: float = 10.0
+    save_steps: int | None = None
+    keep: int = 2
+    monitor: str = ""
+    test_every: int = 1
+    trackers: list[str] = field(default_factory=list)
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Recipe:
+    """One training run. inputs: "pixels" through the streams' backbones, or their stored "features".
+
+    streams: name -> how it is made; the order is the head's. init_from: a run or a file of weights to begin from
+    (stages of two- and three-stage recipes); what the model has and the file lacks starts anew and is listed.
+    """
+
+    name: str = ""
+    about: About = field(default_factory=About)
+    data: Data
+    task: TaskRecipe = field(default_factory=TaskRecipe)
+    inputs: Literal["pixels", "features"] = "pixels"
+    streams: dict[str, StreamRecipe]
+    head: Head
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    run: Run = field(default_factory=Run)
+    init_from: str | None = None
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe. Raises ValueError that suggests near names."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise ValueError(
+            f"there is no recipe {path}; write a path to a .yaml file or one of {', '.join(list_recipes())}"
+        )
+    named = FOLDER / f"{name_or_path}.yaml"
+    if named.is_file():
+        return named
+    near = get_close_matches(str(name_or_path), list_recipes(), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(list_recipes())}"
+    raise ValueError(f"no recipe is named {str(name_or_path)!r}; {hint} (or write a path that ends in .yaml)")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and change fields: `load_recipe("kitchen_mif", ["optim.lr=0.01", "streams.rgb.freeze=true"])`.
+
+    Raises: ValueError for an unknown recipe, key or value.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}; a recipe is a mapping with the keys {_keys(Recipe)}")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    return recipe_of(content, str(path))
+
+
+def recipe_of(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    """A recipe of plain dictionaries. where: what errors call it. Raises ValueError that lists all that is wrong."""
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(content))
+    except ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The YAML that `load_recipe` reads back equal, every field written out."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True, width=120)  # pyright: ignore[reportArgumentType]
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r} changes nothing; write key.path=value, such as optim.lr=0.01")
+    *parents, last = key.split(".")
+    place = content
+    for name in parents:
+        inner = place.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{override!r}: {name} is {inner!r}, which holds no keys")
+        place = inner
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"{override!r}: the value is no YAML; quote it") from None
+
+
+def _explain(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        allowed = _fields_at(path[:-1])
+        near = get_close_matches(path[-1], allowed, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"there are {', '.join(allowed)}"
+        return f"{dotted} is unknown; {hint}"
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{dotted} is missing"
+    return f"{dotted} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Keys that may stand at a dotted path of a recipe."""
+    kind: Any = Recipe
+    for name in path:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(name)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), None)
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _keys(kind: Any) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(kind))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML's safe form knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
