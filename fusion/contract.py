@@ -36,6 +36,16 @@ class Instances:
                 f"categories are {categories.dtype} {tuple(categories.shape)}; "
                 f"they must be int64 {tuple(boxes.shape[:3])}"
             )
+        # on a GPU it would have to be waited for
+        if (
+            categories.device.type == "cpu"
+            and categories.numel()
+            and not 0 <= categories.min() <= categories.max() <= 2
+        ):
+            raise ValueError(
+                f"categories go from {categories.min()} to {categories.max()}; "
+                "they are 0 nothing there, 1 hand or person, 2 object"
+            )
 
     @property
     def present(self) -> Tensor:

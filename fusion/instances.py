@@ -304,7 +304,8 @@ def boxes_at_steps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes (B, T, N, 4), categories (B, T, N) and which steps are real (B, T), as InstanceFeatures says.
 
-    Boxes and categories of other steps are zeros: what stands in a masked step may be NaN, in boxes as in maps.
+    Boxes and categories of other steps are zeros: what stands in a masked step may be NaN, in boxes as in maps. So are,
+    in the paper's variant, boxes of empty slots; the released network looks at what it is given there.
     """
     times, stride = _steps_of(features, boxes, steps)
     corners, categories = boxes.boxes[:, ::stride], boxes.categories[:, ::stride]
@@ -313,8 +314,9 @@ def boxes_at_steps(
         real = torch.stack(list(masks.values())).any(0)
     elif not features and variant == "paper":
         real = (categories > 0).any(-1).flip(1).cummax(1).values.flip(1)
-    corners = torch.where(real[:, :, None, None], corners, corners.new_zeros(()))
-    return corners, torch.where(real[:, :, None], categories, 0), real
+    categories = torch.where(real[:, :, None], categories, 0)
+    kept = categories > 0 if variant == "paper" else real[:, :, None]
+    return torch.where(kept[..., None], corners, corners.new_zeros(())), categories, real
 
 
 def real_first(real: Tensor, *tensors: Tensor) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 Source: Yan, Xie, Shu and Tang, "Interactive Fusion of Multi-level Features for Compositional Activity Recognition"
 (arXiv:2012.05689), equations 1 to 5; sizes of section 3.3. `variant="released"` is
-ruiyan1995/Interactive_Fusion_for_CAR at 3c5e7bf and loads its checkpoints (`from_released`).
+ruiyan1995/Interactive_Fusion_for_CAR at 3c5e7bf and loads its checkpoints (fusion/interactive_layout.py).
 
                             paper                                  released
 kinds of pairs (eq. 2)      subject-subject, subject-object,       and a fourth: an instance with itself, or with
@@ -37,7 +37,6 @@ from torch.nn import functional as F
 
 from .contract import FusionHead, Instances, Output, register
 from .instances import InstanceFeatures, Joint, LinearNorm, Variant
-from .interactive_layout import released_parts
 
 PAIR_KINDS = ("empty_or_self", "subject_subject", "subject_object", "object_object")
 Base = Literal["steps", "mean"]
@@ -346,43 +345,3 @@ class BaseEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.linear(beside_one_another(x, self.steps)))
-
-
-def from_released(
-    state: Mapping[str, Tensor], *, stream: str = "rgb", task: str = "action"
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state_dict of a released checkpoint (its `state_dict`) -> (the backbone's, the head's).
-
-    The backbone's goes into `i3d_r50_stin` through its loader; it is empty for a model of boxes alone. The head's goes
-    into `create_head("interactive", variant="released", ...)` with load_state_dict: `interaction=False` for files of
-    pool_T and pool, `prediction=False` for files without decoders, `global_feature=True` for those with GLOBAL.
-    stream, task: the names that the head has for its one stream and its one task.
-
-    The LSTM may be there twice, as STCR_temporal_flow and as pred_LSTM: one module under two names, of which loading
-    leaves the second. Raises ValueError for keys that belong to neither; it lists them.
-    """
-    rules = {
-        "STCR_fea_embed.": "reasoning.embed.",
-        "STCR_spaital_fusion.": "reasoning.fuse.",
-        "STCR_temporal_flow.": "flow.",
-        "pred_LSTM.": "flow.",
-        "STCR_temporal_fusion.0.": "time.layers.0.linear.",
-        "STCR_temporal_fusion.1.": "time.layers.0.norm.",
-        "STCR_temporal_fusion.3.": "time.layers.1.linear.",
-        "STCR_temporal_fusion.4.": "time.layers.1.norm.",
-        "navie_temp.0.": "time.linear.",
-        "pos_decoder.": "predictor.position.",
-        "offset_decoder.": "predictor.offset.",
-    }
-    theirs = [f"STCR_{kind}.0.weight" for kind in ("empty_other", "hand_hand", "hand_obj", "obj_obj")]
-    plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    # pred_LSTM after the flow, so that it is the one that stays
-    ordered = sorted((key for key in plain if key not in theirs), key=lambda key: key.startswith("pred_LSTM."))
-    backbone, head = released_parts({key: plain[key] for key in ordered}, rules, stream=stream, task=task)
-    found = [key for key in theirs if key in plain]
-    if found:
-        if len(found) < len(theirs):
-            raise ValueError(f"the released state_dict has {', '.join(found)} but not all of {', '.join(theirs)}")
-        halves = [plain[key].chunk(2, 1) for key in theirs]
-        head["reasoning.pairs.weight"] = torch.cat([half[side] for side in (0, 1) for half in halves])
-    return backbone, head
