@@ -83,8 +83,8 @@ class TaskRecipe:
 class Clip:
     """How a stream's clip is cut; None = what the backbone's input spec says.
 
-    rule and the next four: pipeline/protocols.py, Sampling. frames: entries of a clip. fps: entries a second, "native" =
-    every frame. side, crop: pixels.
+    rule and the next four: pipeline/protocols.py, Sampling. frames: entries of a clip. fps: entries a second, "native"
+    = every frame. side, crop: pixels.
     """
 
     rule: str = "segments"
