@@ -18,7 +18,7 @@ class LayoutError(ValueError):
         self.missing = tuple(missing)
         super().__init__(
             f"{root} holds no {' or '.join(self.missing)}{'; ' if advice else ''}{advice}. "
-            f"Found there: {describe_folder(root)}"
+            f"Found there: {describe_folder(root)}{_inside(root, self.missing)}"
         )
 
 
@@ -29,6 +29,12 @@ def describe_folder(root: Path, shown: int = 12) -> str:
         return "nothing" if root.is_dir() else "no folder"
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _inside(root: Path, names: Sequence[str]) -> str:
+    """What is in those folders below root in which the names were looked for."""
+    folders = dict.fromkeys(str(Path(name).parent) for name in names if "/" in name)
+    return "".join(f"; in {f}/: {describe_folder(root / f)}" for f in folders if (root / f).is_dir())
 
 
 def find_optional(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) -> Path | None:
