@@ -285,13 +285,11 @@ class InteractiveFusion(FusionHead):
     def _base(self, joint: Joint) -> Tensor:
         """Ours-base: joint features -> (B, width of a video)."""
         seen = joint.present if self.variant == "paper" else joint.real[..., None].expand_as(joint.present)
-        number = seen.sum(2, keepdim=True).clamp(min=1).to(joint.features.dtype)
-        by_step = joint.features.sum(2) / number  # what is not seen is zeros
-        if self.time is not None:
-            return self.time(by_step)
-        if self.variant == "paper":
-            return joint.features.sum((1, 2)) / number.sum(1)
-        return by_step.sum(1) / joint.real.sum(1, keepdim=True).clamp(min=1).to(by_step.dtype)
+        number = seen.sum(2, keepdim=True).to(joint.features.dtype)
+        total = joint.features.sum(2)  # what is not seen is zeros
+        if self.time is None:
+            return total.sum(1) / number.sum(1).clamp(min=1)
+        return self.time(total / number.clamp(min=1))
 
     def _interaction(self, joint: Joint, output: Output, losses: bool, extras: bool) -> Tensor:
         """SFI and what it predicts: joint features -> (B, width of a video); losses and extras go into output."""

@@ -108,7 +108,8 @@ def released_options(state: Mapping[str, Tensor]) -> dict[str, object]:
     interaction, flow = "STCR_fea_embed.weight" in sizes, "STCR_temporal_fusion.0.weight"
     if "fc.weight" not in sizes or not (appearance or non_appearance):
         raise ValueError(
-            "this is no state_dict of Interactive_Fusion_for_CAR's region model: it has no fc or no instances"
+            "this is no state_dict of a region model of Interactive_Fusion_for_CAR: it has no fc.weight, or neither "
+            "conv.weight nor region_coord_embed.0.weight"
         )
     width = sizes["region_vis_embed.0.weight" if appearance else "non_appearance_encoder.0.weight"][0]
     joint = width * (appearance + non_appearance)
