@@ -61,8 +61,44 @@ class Comparison:
 # --- comparisons: one function each
 
 
+def interactive_pairs(setting: Setting) -> list[Comparison]:
+    """Messages of every ordered pair of 4 instances by its kind (`interactive`, equation 2), as the public code has it:
+    a Linear for each kind over all pairs, the pairs of other kinds set to zero."""
+    from actionfuse.fusion.interactive import PAIR_KINDS, CompositionalReasoning
+
+    width, kinds_number = setting.width, len(PAIR_KINDS)
+    reasoning = CompositionalReasoning(width, variant="released")
+    setting.place(reasoning)
+    shape = (setting.batch, setting.steps, 4)
+    joint = torch.randn(*shape, width, device=setting.device, dtype=setting.dtype, requires_grad=True)
+    kinds = reasoning.kinds_of(torch.randint(0, 3, shape, device=setting.device))
+    halves = reasoning.pairs.weight.detach().view(2, kinds_number, width, width)
+    weights = [torch.cat([*half], 1).clone().requires_grad_() for half in halves.unbind(1)]
+
+    def plain() -> None:
+        wide = (*shape, 4, width)
+        pairs = torch.cat([joint[..., :, None, :].expand(wide), joint[..., None, :, :].expand(wide)], -1)
+        total = joint.new_zeros(())
+        for number, weight in enumerate(weights):
+            of_kind = pairs * (kinds == number)[..., None]
+            total = total + nn.functional.linear(of_kind, weight).relu()
+        total.sum(-2).sum().backward()
+
+    def ours() -> None:
+        reasoning.messages(joint, kinds).sum(-2).sum().backward()
+
+    return [
+        Comparison(
+            title="interactive: messages of pairs",
+            contenders={"a Linear for each kind over all pairs": plain, "interactive": ours},
+            wanted={"interactive": 1.5},
+        )
+    ]
+
+
 COMPARISONS: dict[str, Callable[[Setting], list[Comparison]]] = {
     # one line each: name on the command line -> function
+    "interactive_pairs": interactive_pairs,
 }
 
 

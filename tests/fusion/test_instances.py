@@ -16,7 +16,8 @@ def test_batch_norm_of_all_rows_is_torchs(dtype):
         nn.init.normal_(parameter)
     ours.load_state_dict(theirs.state_dict())
     for training in (True, True, False):
-        ours.train(training), theirs.train(training)
+        ours.train(training)
+        theirs.train(training)
         x = torch.randn(3, 4, 5, dtype=dtype, requires_grad=True)
         first, second = ours(x), theirs(x.flatten(0, 1)).view_as(x)
         torch.testing.assert_close(first, second)
