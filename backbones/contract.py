@@ -193,6 +193,22 @@ class Backbone(nn.Module):
         maps = self.forward(clips)
         return maps, self.classify(maps)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Its modules from input to output, in groups: what `freeze_stages` counts and layer-wise decay goes by.
+
+        Here one group per direct child that has parameters; families with real stages say so.
+        """
+        return [[child] for child in self.children() if any(True for _ in child.parameters())]
+
+    def freeze_stages(self, count: int) -> None:
+        """Stop the gradients of the first `count` stages. Whoever trains keeps their norms in eval mode."""
+        stages = self.stages()
+        if not 0 <= count <= len(stages):
+            raise ValueError(f"freeze_stages got {count}; {self.name or type(self).__name__} has {len(stages)} stages")
+        for modules in stages[:count]:
+            for module in modules:
+                module.requires_grad_(False)
+
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new random classifier in; 0 takes it off."""
         raise ValueError(f"{type(self).__name__} takes no classifier")
