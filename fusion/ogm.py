@@ -17,6 +17,7 @@ Differs: a ratio of exactly 1 leaves both streams alone, where the public code s
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ class OGM:
             if not chosen:
                 most = max((p.ndim for p in all_of_them), default=0)
                 raise ValueError(
-                    f"no parameter of the encoder of {stream!r} has {min_ndim} dimensions or more (the most is {most}): "
+                    f"no parameter of the encoder of {stream!r} has {min_ndim} dimensions or more (most: {most}): "
                     "nothing would be modulated; lower min_ndim"
                 )
             self.parameters[stream] = chosen
@@ -104,6 +105,8 @@ class OGM:
         if not found.applied:
             return found
         generators: dict[torch.device, torch.Generator] = {}
+        # mixed, as the CPU's generator looks at the lowest 32 bits only
+        seed = random.Random(f"{self.seed},{index}").getrandbits(63)
         for stream, parameters in self.parameters.items():
             for parameter in parameters:
                 grad = parameter.grad
@@ -114,7 +117,7 @@ class OGM:
                 grad.mul_(found.coefficients[stream].to(grad))
                 if deviation is not None:
                     if grad.device not in generators:
-                        generators[grad.device] = torch.Generator(grad.device).manual_seed((self.seed << 32) + index)
+                        generators[grad.device] = torch.Generator(grad.device).manual_seed(seed)
                     draws = torch.empty_like(grad).normal_(generator=generators[grad.device])
                     grad.addcmul_(draws, deviation)
         return found
