@@ -96,9 +96,54 @@ def interactive_pairs(setting: Setting) -> list[Comparison]:
     ]
 
 
+def mimo(setting: Setting) -> list[Comparison]:
+    """Training of `mimo` and of `query`, the same without the allocating loss; three streams, verbs and nouns."""
+    from actionfuse.fusion import create_head
+
+    streams = dict.fromkeys(("rgb", "flow", "audio"), setting.width)
+    classes = {"verb": 97, "noun": 300}
+    labels = {task: torch.randint(0, n, (setting.batch,), device=setting.device) for task, n in classes.items()}
+    shape = (setting.batch, setting.width, max(1, setting.steps // 8), 7, 7)
+    maps = {
+        stream: torch.randn(shape, device=setting.device, dtype=setting.dtype, requires_grad=True) for stream in streams
+    }
+    sequences = {stream: setting.sequence() for stream in streams}
+
+    def training(name: str, features: dict[str, Tensor], depth: int) -> Callable[[], None]:
+        options = {"width": setting.width, "heads": 8, "depth": depth, "block": "encoder" if depth > 1 else "attention"}
+        head = setting.place(create_head(name, streams=streams, classes=classes, **options))
+
+        def run() -> None:
+            output = head(features)
+            loss = sum(output.losses.values(), torch.zeros((), device=setting.device))
+            for logits in (output.logits, *output.auxiliary.values()):
+                for task, x in logits.items():
+                    loss = loss + nn.functional.cross_entropy(x, labels[task])
+            loss.backward()
+
+        return run
+
+    return [
+        Comparison(
+            title=title,
+            contenders={
+                "without the allocating loss": training("query", features, depth),
+                "with it": training("mimo", features, depth),
+            },
+            wanted={"with it": 1 / 1.3},
+        )
+        for title, features, depth in (
+            (f"MIMO, sequences of {setting.steps} steps", sequences, 1),
+            (f"MIMO, maps of {shape[2]} x 7 x 7", maps, 1),
+            (f"MIMO, maps of {shape[2]} x 7 x 7, two encoder layers", maps, 2),
+        )
+    ]
+
+
 COMPARISONS: dict[str, Callable[[Setting], list[Comparison]]] = {
     # one line each: name on the command line -> function
     "interactive_pairs": interactive_pairs,
+    "mimo": mimo,
 }
 
 
