@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from actionfuse._registry import Registry
 
@@ -115,7 +116,10 @@ CARDS: dict[str, DatasetCard] = {}
 def register(
     name: str, *, splits: tuple[str, ...], paper: str, source: str, licence: str, layout: str
 ) -> Callable[[Callable[..., Dataset]], Callable[..., Dataset]]:
-    """Decorator of the function `read(root: Path, split: str, *, options) -> Dataset`."""
+    """Decorator of the function `read(root: Path, split: str, *, options) -> Dataset`.
+
+    `load_dataset` checks the split, and options that are annotated with a `Literal`, before it calls the function.
+    """
     decorate = DATASETS.register(name)
     CARDS[name] = DatasetCard(splits=splits, paper=paper, source=source, licence=licence, layout=layout)
     return decorate
@@ -130,6 +134,12 @@ def load_dataset(name: str, root: str | Path, split: str, **options: object) -> 
     Raises ValueError for an unknown name, split or option, and where the folder is laid out otherwise: it says what was
     expected and what is there.
     """
+    check_call(name, root, split, options)
+    return DATASETS[name](Path(root), split, **options)
+
+
+def check_call(name: str, root: str | Path, split: str, options: Mapping[str, object]) -> None:
+    """Raise the ValueErrors of `load_dataset` that need no look into the folder."""
     read, card = DATASETS[name], CARDS[name]
     if split not in card.splits:
         near = get_close_matches(split, card.splits, n=1)
@@ -137,11 +147,23 @@ def load_dataset(name: str, root: str | Path, split: str, **options: object) -> 
         raise ValueError(f"dataset {name!r} has no split {split!r}; {hint}there are {', '.join(card.splits)}")
     if not Path(root).is_dir():
         raise ValueError(f"{root} is no folder; name the folder of {name}, which holds\n{card.layout}")
-    known = [option for option in inspect.signature(read).parameters if option not in ("root", "split")]
-    for option in options:
+    known, kinds = options_of(name), get_type_hints(read)
+    for option, value in options.items():
         if option not in known:
-            raise ValueError(f"dataset {name!r} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    return read(Path(root), split, **options)
+            near = get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"dataset {name!r} has no option {option!r}; {hint}it has {', '.join(known) or 'none'}")
+        allowed = get_args(kinds[option]) if get_origin(kinds[option]) is Literal else (value,)
+        if value not in allowed:
+            raise ValueError(
+                f"{option} of dataset {name!r} is {value!r}; it must be one of {', '.join(map(repr, allowed))}"
+            )
+
+
+def options_of(name: str) -> dict[str, object]:
+    """The keyword options of a dataset and their defaults."""
+    parameters = inspect.signature(DATASETS[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in ("root", "split")}
 
 
 def list_datasets(pattern: str = "*") -> list[str]:

@@ -73,8 +73,6 @@ def read(
         video of its own that is its segment from its start to its end; official annotations only.
     paths: stream -> pattern of `Dataset.paths`, where videos lie elsewhere.
     """
-    if videos not in ("sessions", "clips"):
-        raise ValueError(f'videos is {videos!r}; it must be "sessions" or "clips"')
     part, number = split[:-1], split[-1]
     if annotations == "rulstm":
         if videos == "clips":
@@ -86,7 +84,7 @@ def read(
         verbs, nouns = rulstm.part_names(actions, "_")
         classes, parts = {"verb": verbs, "noun": nouns, "action": actions.names}, rulstm.parts_of(actions)
         notes: tuple[str, ...] = ()
-    elif annotations == "official":
+    else:
         files = [
             find_file(root, (f"{which}_split{number}.txt",), _FOLDERS, _ADVICE)
             for which in (part, "test" if part == "train" else "train")
@@ -96,8 +94,6 @@ def read(
         segments, others = (unique(_read_split(path, videos), path) for path in files)
         parts, notes = _parts((*segments, *others), len(classes["action"]))
         files += listed.values()
-    else:
-        raise ValueError(f'annotations is {annotations!r}; it must be "official" or "rulstm"')
     candidates = {"rgb": _CLIPS if videos == "clips" else _SESSIONS}
     return Dataset(
         name=NAME,

@@ -94,8 +94,6 @@ def read_official(
     path: Path, *, id_column: str, labelled: bool, times: Times, rates: Mapping[str, float] | None = None
 ) -> OfficialRows:
     """An official csv of action segments. Raises ValueError that names the file and line."""
-    if times not in ("timestamps", "frames"):
-        raise ValueError(f'times is {times!r}; it must be "timestamps" or "frames"')
     columns = [id_column, "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame"]
     columns += ["verb_class", "noun_class"] if labelled else []
     found: list[Segment] = []

@@ -79,9 +79,7 @@ def read(
     """
     if annotations == "official":
         return _read_official(root, split, times, paths)
-    if annotations == "rulstm":
-        return _read_rulstm(root, split, paths)
-    raise ValueError(f'annotations is {annotations!r}; it must be "official" or "rulstm"')
+    return _read_rulstm(root, split, paths)
 
 
 def _read_official(root: Path, split: str, times: epic.Times, paths: Mapping[str, str] | None) -> Dataset:

@@ -78,10 +78,6 @@ def read(
         RULSTM's files have frame numbers only.
     paths: stream -> pattern of `Dataset.paths`, where videos lie elsewhere.
     """
-    if validation not in ("videos", "participants"):
-        raise ValueError(f'validation is {validation!r}; it must be "videos" or "participants"')
-    if annotations not in ("official", "rulstm"):
-        raise ValueError(f'annotations is {annotations!r}; it must be "official" or "rulstm"')
     files: list[Path] = []
     notes: tuple[str, ...] = ()
     if annotations == "official":

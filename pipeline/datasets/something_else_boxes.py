@@ -212,7 +212,7 @@ def _scan(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for begin in range(0, len(data), _CHUNK_BYTES):
         piece = np.asarray(data[begin : begin + _CHUNK_BYTES])
         kind = kinds[piece]
-        at = np.flatnonzero(kind)
+        at = np.flatnonzero(kind != 0)  # four times faster on bool than on uint8
         kind = kind[at]
         is_quote = kind == 1
         is_quote[_escaped(data, begin + at, is_quote)] = False

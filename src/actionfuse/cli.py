@@ -21,6 +21,7 @@ from . import __version__
 COMMANDS = {
     # name: (module, one line for --help)
     "probe": ("actionfuse.pipeline.probe", "what is in the files, which are broken and why"),
+    "check": ("actionfuse.pipeline.datasets.check", "which files of a dataset are there and which are missing"),
     "flow": ("actionfuse.pipeline.flow_command", "write optical flow of videos as video, jpg pairs or a preview"),
     "extract": ("actionfuse.extract.command", "features of raw videos"),
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
