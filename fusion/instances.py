@@ -192,7 +192,9 @@ class Appearance(nn.Module):
             return conv(x.flatten(1, 2).transpose(1, 2)).transpose(1, 2).unflatten(1, x.shape[1:3])
         return conv(x)
 
-    def forward(self, narrowed: Mapping[str, Tensor], boxes: Tensor, present: Tensor, masks: Mapping[str, Tensor]):
+    def forward(
+        self, narrowed: Mapping[str, Tensor], boxes: Tensor, present: Tensor, masks: Mapping[str, Tensor]
+    ) -> Tensor:
         """narrowed: of all streams; boxes (B, T, N, 4) at the maps' steps; masks: stream -> bool (B, T)."""
         cut = []
         for name, x in narrowed.items():

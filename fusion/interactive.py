@@ -221,7 +221,7 @@ class InteractiveFusion(FusionHead):
         base: Base = "steps",
         dropout: float = 0.3,
     ) -> None:
-        self.boxes_suffice = not appearance
+        self.boxes_suffice = self.optional_streams = not appearance
         super().__init__(streams=streams, classes=classes)
         if prediction and not interaction:
             raise ValueError("prediction=True needs interaction=True: the temporal flow is what predicts")

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from actionfuse.fusion import Instances, create_head
-from actionfuse.fusion.interactive import PAIR_KINDS, CompositionalReasoning
+from actionfuse.fusion.interactive import PAIR_KINDS, CompositionalReasoning, Predictor
 from actionfuse.fusion.interactive_layout import from_released, released_options
 
 CASES = golden_cases.available(
@@ -331,6 +331,26 @@ def test_pairs_are_those_of_a_linear_for_each_kind_over_every_pair(variant):
         (x[:1, :1, :3].detach().requires_grad_(), *parameters),
         fast_mode=True,
     )
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (8, 8), (6, 3), (7, 1)])
+def test_released_prediction_is_of_the_steps_just_before(lengths):
+    torch.manual_seed(0)
+    predictor, lstm = Predictor(4, variant="released").double(), nn.LSTM(4, 4, num_layers=2).double()
+    steps = max(lengths)
+    semantic = torch.randn(2, steps, 3, 4, dtype=torch.float64)
+    real = torch.arange(steps) < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        positions, offsets, predicted = predictor(semantic, torch.zeros_like(semantic), lstm, real)
+        for sample, length in enumerate(lengths):
+            observed = length // 2
+            want = [length > 1 and observed <= t < length for t in range(steps)]
+            assert predicted[sample].tolist() == want
+            for t in range(observed, length if observed else 0):
+                for i in range(3):
+                    state = naive_lstm(lstm, semantic[sample, t - observed : t, i])[-1]
+                    torch.testing.assert_close(positions[sample, t, i], naive_linear(predictor.position, state))
+                    torch.testing.assert_close(offsets[sample, t, i], naive_linear(predictor.offset, state))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
