@@ -1,6 +1,6 @@
 """Fusion heads: feature maps or sequences of several streams to logits. Torch only; nothing here knows a backbone."""
 
-from . import baselines, gating, interactive, mimo, nonlocal_block, stin, strg, tbn
+from . import baselines, gating, interactive, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn
 from .contract import FusionHead as FusionHead
 from .contract import Instances as Instances
 from .contract import Output as Output
@@ -10,4 +10,4 @@ from .contract import list_heads as list_heads
 
 __all__ = ["FusionHead", "Instances", "Output", "create_head", "head_options", "list_heads"]
 # One module per paper: importing it registers its names.
-FAMILIES = (baselines, gating, interactive, mimo, nonlocal_block, stin, strg, tbn)
+FAMILIES = (baselines, gating, interactive, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn)
