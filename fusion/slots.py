@@ -136,13 +136,12 @@ def mean_of_slots(x: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def mean_of_others(x: Tensor, kept: Tensor | None) -> Tensor:
-    """(..., N, D) -> the same: for every slot the mean of those beside it; zeros where there is none."""
+    """(..., N, D) -> the same: for every slot that counts the mean of the others that do; zeros where there is none."""
     if kept is None:
-        others = torch.full((), x.shape[-2] - 1, dtype=x.dtype, device=x.device)
-    else:
-        x = only(x, kept)
-        others = (kept.sum(-1)[..., None, None] - 1).to(x.dtype)
-    return (x.sum(-2, keepdim=True) - x) / others.clamp(min=1)
+        return (x.sum(-2, keepdim=True) - x) / max(x.shape[-2] - 1, 1)
+    x = only(x, kept)
+    others = (kept.sum(-1)[..., None, None] - 1).clamp(min=1).to(x.dtype)
+    return (x.sum(-2, keepdim=True) - x) / others
 
 
 def one_of(option: str, value: str, choices: Sequence[str]) -> None:
