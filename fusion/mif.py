@@ -124,16 +124,16 @@ class MIFParallel(StreamsHead):
         self, x: Tensor, keep: Tensor | None = None, *, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Stage 2: F (S, B, T, D) -> F' (pairs, B, T, D) and weights (pairs, B, T, T'). keep: bool (S, B, T)."""
-        of_stream = x.unbind()
-        asking, looked_at, *values = (torch.stack([of_stream[place] for place in role]) for role in self._roles)
-        seen = None
-        if keep is not None:
-            seen = keep[self._roles[1]]
-            if values:
-                seen = seen & keep[self._roles[2]]
+        asking, looked_at, *values = self._by_role(x)
+        seen = None if keep is None else torch.stack(self._by_role(keep)[1:]).all(0)
         return self.fusion(
             asking, looked_at, values=values[0] if values else None, keep=seen, with_weights=with_weights
         )
+
+    def _by_role(self, x: Tensor) -> list[Tensor]:
+        """Of streams (S, ...): who asks (pairs, ...), who is looked at, and with "diff_all" whose values."""
+        of_stream = x.unbind()  # indexing would give each stream a gradient as large as all of them
+        return [torch.stack([of_stream[place] for place in role]) for role in self._roles]
 
     def fuse(
         self,
@@ -151,12 +151,11 @@ class MIFParallel(StreamsHead):
         if keep is None:
             vector = pool_steps(fused, None, self.design.pool).sum(0)
         else:
-            there = keep.any(-1)
-            complete = torch.stack([there[role] for role in self._roles]).all(0)
-            asks = there[self._roles[0]]
-            used = complete | (asks & ~complete.any(0))
-            pooled = pool_steps(fused, keep[self._roles[0]], self.design.pool)
-            vector = torch.where(used[..., None], pooled, torch.zeros((), dtype=pooled.dtype, device=x.device)).sum(0)
+            there = self._by_role(keep.any(-1))
+            complete = torch.stack(there).all(0)
+            used = complete | (there[0] & ~complete.any(0))
+            pooled = pool_steps(fused, self._by_role(keep)[0], self.design.pool)
+            vector = pooled.masked_fill(~used[..., None], 0.0).sum(0)
         output = Output(self.stage3(vector))
         if weights is not None:
             output.extras = {f"attention/{'/'.join(p)}": w.detach() for p, w in zip(self.pairs, weights, strict=True)}

@@ -87,12 +87,13 @@ class GroupsHead(StreamsHead):
                 raise ValueError(f"streams that are fused early need the same number of steps; there are {told}")
         stacked, keep, same_clock = self.stack(features, masks)
         places = {name: place for place, name in enumerate(self.streams)}
+        groups = [[places[name] for name in group] for group in self.groups.values()]
         if keep is not None:
-            stacked = torch.where(keep[..., None], stacked, torch.zeros((), dtype=stacked.dtype, device=stacked.device))
+            stacked = stacked.masked_fill(~keep[..., None], 0.0)
+            kept = keep.unbind()
+            keep = torch.stack([torch.stack([kept[i] for i in group]).any(0) for group in groups])
         of_stream = stacked.unbind()
-        x = torch.stack([sum(of_stream[places[name]] for name in group) for group in self.groups.values()])
-        if keep is not None:
-            keep = torch.stack([keep[[places[name] for name in group]].any(0) for group in self.groups.values()])
+        x = torch.stack([torch.stack([of_stream[i] for i in group]).sum(0) for group in groups])
         vectors = pool_steps(self.stage1(x, keep, same_clock=same_clock), keep, self.design.pool)
         scores = {name: stage3(vector) for (name, stage3), vector in zip(self.stage3.items(), vectors, strict=True)}
         there = None if keep is None else keep.any(-1)
@@ -114,7 +115,7 @@ class GroupsHead(StreamsHead):
             return x.mean(0) if self.average == "logits" else x.logsumexp(0) - math.log(len(x))
         count = there.sum(0).clamp(min=1)[:, None].to(x.dtype)
         if self.average == "logits":
-            return torch.where(there[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device)).sum(0) / count
+            return x.masked_fill(~there[..., None], 0.0).sum(0) / count
         there = there | ~there.any(0)  # a sample without any stream: whatever is finite
         return x.masked_fill(~there[..., None], -torch.inf).logsumexp(0) - count.log()
 
