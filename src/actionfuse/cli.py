@@ -24,6 +24,7 @@ COMMANDS = {
     "check": ("actionfuse.pipeline.datasets.check", "which files of a dataset are there and which are missing"),
     "flow": ("actionfuse.pipeline.flow_command", "write optical flow of videos as video, jpg pairs or a preview"),
     "extract": ("actionfuse.extract.command", "features of raw videos"),
+    "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }
