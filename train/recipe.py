@@ -80,11 +80,10 @@ class TaskRecipe:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
-class Clip:
-    """How a stream's clip is cut; None = what the backbone's input spec says.
+class Places:
+    """Where in an observation the entries of a clip lie: pipeline/protocols.py, Sampling, says what each means.
 
-    rule and the next four: pipeline/protocols.py, Sampling. frames: entries of a clip. fps: entries a second, "native"
-    = every frame. side, crop: pixels.
+    test_crops: squares of a frame that tests look at, 1 or 3.
     """
 
     rule: str = "segments"
@@ -92,6 +91,16 @@ class Clip:
     num_clips: int = 1
     window_frames: int = 64
     alpha: float = 0.25
+    test_crops: Literal[1, 3] = 1
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Clip:
+    """How a stream's clip is cut; None = what the backbone's input spec says.
+
+    frames: entries of a clip. fps: entries a second, "native" = every frame. side, crop: pixels.
+    """
+
     frames: int | None = None
     fps: float | Literal["native"] | None = None
     side: int | None = None
@@ -108,7 +117,8 @@ class StreamRecipe:
     freeze_stages: so many of its first stages. partial_bn: batch norms keep their statistics, but for the first.
     lr_scale: times the learning rate. layer_decay: the learning rate of each stage before the last, times this.
     checkpointing: activations are computed twice instead of kept.
-    features: folder of a feature store; feature_dim: their width, needed where no backbone is named.
+    features: folder of a feature store; feature_dim: their width, needed where no backbone is named. key: the store's
+    key of a segment's video, a format string that may use {video}, {id} and what `Segment.extra` holds.
     """
 
     backbone: str | None = None
@@ -122,6 +132,7 @@ class StreamRecipe:
     checkpointing: bool = False
     features: str | None = None
     feature_dim: int | None = None
+    key: str = "{video}"
     clip: Clip = field(default_factory=Clip)
 
 
@@ -135,21 +146,22 @@ class Head:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class Augment:
-    """Of training clips. crop: "random_resized" (area, ratio), "multi_scale" (TSN's corners and scales), "scale_jitter"
-    (shorter side drawn from `jitter`), "centre". All streams of a clip get the same geometry.
+    """Of training clips: the fields up to rand_augment are those of pipeline/clip_spec.py, Augmentation. All streams
+    and boxes of a clip get the same geometry.
 
     repeats: clips drawn from a segment each time it comes (repeated augmentation).
-    mixup: alpha of the beta distribution, 0 = none; erasing: probability; rand_augment: magnitude, 0 = none.
+    mixup: alpha of the beta distribution, 0 = none. erasing: how likely a clip loses a box of pixels.
     """
 
     crop: Literal["random_resized", "multi_scale", "scale_jitter", "centre"] = "random_resized"
-    area: tuple[float, float] = (0.5, 1.0)
-    ratio: tuple[float, float] = (0.75, 4 / 3)
-    scales: list[float] = field(default_factory=lambda: [1.0, 0.875, 0.75])
-    jitter: tuple[int, int] = (256, 320)
+    area: tuple[float, float] = (0.25, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    short_side: tuple[int, int] = (256, 320)
     flip: float = 0.5
-    colour_jitter: float = 0.0
-    rand_augment: int = 0
+    colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    grey: float = 0.0
+    rand_augment: tuple[int, int] | None = None
     erasing: float = 0.0
     mixup: float = 0.0
     repeats: int = 1
@@ -236,6 +248,7 @@ class Recipe:
     about: About = field(default_factory=About)
     data: Data
     task: TaskRecipe = field(default_factory=TaskRecipe)
+    sampling: Places = field(default_factory=Places)
     inputs: Literal["pixels", "features"] = "pixels"
     streams: dict[str, StreamRecipe]
     head: Head

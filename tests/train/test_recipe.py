@@ -20,9 +20,9 @@ def file(tmp_path):
 
 
 def test_written_recipes_read_back_equal(file):
-    recipe = load_recipe(file, ["optim.lr=1e-4", "streams.rgb.freeze=true", "augment.jitter=[200, 300]"])
+    recipe = load_recipe(file, ["optim.lr=1e-4", "streams.rgb.freeze=true", "augment.short_side=[200, 300]"])
     assert (recipe.name, recipe.optim.lr, recipe.streams["rgb"].freeze) == ("mine", 1e-4, True)
-    assert recipe.augment.jitter == (200, 300) and list(recipe.streams) == ["rgb", "flow"]
+    assert recipe.augment.short_side == (200, 300) and list(recipe.streams) == ["rgb", "flow"]
     file.write_text(dump_recipe(recipe))
     assert load_recipe(file) == recipe
 
@@ -31,7 +31,7 @@ def test_written_recipes_read_back_equal(file):
     ("changes", "said"),
     [
         ({"optim": {"lrr": 1}}, "optim.lrr is unknown; did you mean optim.lr?"),
-        ({"streams": {"rgb": {"clip": {"stride_frame": 2}}}}, "did you mean streams.rgb.clip.stride_frames?"),
+        ({"streams": {"rgb": {"clip": {"frame": 2}}}}, "did you mean streams.rgb.clip.frames?"),
         ({"optim": {"name": "lion"}}, "optim.name is 'lion': input should be 'sgd', 'adam' or 'adamw'"),
         ({"optim": {"lr": "fast"}}, "optim.lr is 'fast'"),
         ({"optim": {"lr": float("inf")}}, "optim.lr is inf"),
