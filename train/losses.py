@@ -9,38 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..fusion import Output
+from ..pipeline.samples import IGNORED as UNKNOWN
 from .recipe import Loss
-
-UNKNOWN = -1  # the label of a segment that has none for a task
-
-
-def targets_of(
-    labels: Mapping[str, list[int | tuple[int, ...] | None]], classes: Mapping[str, int], kind: str
-) -> dict[str, Tensor]:
-    """Labels of a batch as tensors: int64 (B,), UNKNOWN where there is none; for "bce" float (B, C), 1 where it holds.
-
-    Raises: ValueError for a label that is no class, and for several labels under "cross_entropy".
-    """
-    found = {}
-    for task, values in labels.items():
-        size = classes[task]
-        for value in values:
-            for label in value if isinstance(value, tuple) else () if value is None else (value,):
-                if not 0 <= label < size:
-                    raise ValueError(f"a segment is of {task} {label}; the model has classes 0 to {size - 1}")
-        if kind == "bce":
-            target = torch.zeros(len(values), size)
-            for row, value in zip(target, values, strict=True):
-                if value is None:
-                    row.fill_(UNKNOWN)
-                else:
-                    row[list(value) if isinstance(value, tuple) else [value]] = 1
-        else:
-            if any(isinstance(value, tuple) for value in values):
-                raise ValueError(f"segments have several labels of {task}; write loss.kind: bce in the recipe")
-            target = torch.tensor([UNKNOWN if value is None else value for value in values])
-        found[task] = target
-    return found
 
 
 def task_loss(
@@ -49,7 +19,8 @@ def task_loss(
     """Mean over the segments whose label is known; 0, with a gradient of 0, where none is.
 
     logits: (B, C), or (B, S, C): every step is fitted to the segment's label (RULSTM's 8 steps), mean over B and S.
-    target: int64 (B,); float (B, C) of class probabilities (mixed labels) or, for "bce", of 0 and 1.
+    target: int64 (B,); float (B, C) of class probabilities (mixed labels) or, for "bce", of 0 and 1. UNKNOWN where
+        there is none (in the whole row).
     weight: (C,), of classes. smoothing: share of the label that is spread over all classes.
     """
     if logits.ndim == 3:
