@@ -274,8 +274,15 @@ def test_gradients(variant):
         assert torch.autograd.gradcheck(lambda y: graph(y, boxes.double(), present)[0], (x,))
         assert all(p.requires_grad for p in graph.parameters())
     else:
-        graph(x, boxes.double(), None)[0].sum().backward()
+        y, graphs = graph(x, boxes.double(), None, with_graphs=True)
+        (through,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        y.sum().backward()
         assert [name for name, p in graph.named_parameters() if p.grad is None] == ["theta.weight", "phi.weight"]
+        # features learn through the graph's nodes alone
+        nodes, similar = x.flatten(1, 2), graphs["similarity_graph"].detach()
+        fixed = graph.over_similarity(nodes, similar)
+        fixed = fixed + graph.over_space_time(nodes, graphs["front_graph"], graphs["back_graph"])
+        torch.testing.assert_close(through, torch.autograd.grad(fixed.sum(), x)[0])
 
 
 # --- empty slots
