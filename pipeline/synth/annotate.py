@@ -1,7 +1,7 @@
 """Annotation files of the synthetic kitchen, in the layouts of EPIC-KITCHENS-100, RULSTM and Something-Else.
 
 EPIC_100_*.csv                       official columns; frame numbers are max(1, floor(seconds x 24))
-training.csv validation.csv actions.csv   RULSTM's, frame numbers at 30 a second
+training.csv validation.csv validation_*_ids.csv actions.csv    RULSTM's, frame numbers at 30 a second
 something_else/                      every action as a video of its own at 12 frames a second, with boxes
 splits.json                          compositional and few-shot splits by narration id, and which clip is which
 truth.jsonl                          what each instance shows: for oracles and tests, not for models
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..guard import beat
 from .choreography import CLIP_FPS, FPS, HEIGHT, WIDTH
-from .law import ACTION_NAMES, NOUN_OF, NOUNS, NOVEL_VERBS, OUTLINES, VERB_OF, VERBS, facets
+from .law import ACTION_NAMES, NOUN_OF, NOUNS, NOVEL_VERBS, OUTLINES, VERB_OF, VERBS, facets, shared_motion
 from .render import Scene
 from .script import Instance, Plan, VideoScript
 
@@ -43,15 +43,21 @@ _LISTS = {
 def write_annotations(plan: Plan) -> dict[str, str]:
     """Path below the kitchen's folder -> text of every annotation file."""
     unseen = sorted({v.participant for v in plan.videos} - {v.participant for v in plan.videos if v.split == "train"})
+    tail = {"verb": _tail(plan, "verb", len(VERBS)), "noun": _tail(plan, "noun", len(NOUNS))}
+    validation = plan.instances("validation")
+    subsets = {
+        "unseen_participants": [i for i in validation if i.video.split("_")[0] in unseen],
+        "tail_verbs": [i for i in validation if i.verb in tail["verb"]],
+        "tail_nouns": [i for i in validation if i.noun in tail["noun"]],
+        "tail_actions": [i for i in validation if i.verb in tail["verb"] or i.noun in tail["noun"]],
+    }
     return {
         "EPIC_100_train.csv": _epic(plan, "train"),
         "EPIC_100_validation.csv": _epic(plan, "validation"),
-        "EPIC_100_verb_classes.csv": _classes(
-            VERBS, [f"{VERBS[n // 2 * 2]} or {VERBS[n // 2 * 2 + 1]}" for n in range(8)]
-        ),
+        "EPIC_100_verb_classes.csv": _classes(VERBS, [shared_motion(n // 2) for n in range(len(VERBS))]),
         "EPIC_100_noun_classes.csv": _classes(NOUNS, [OUTLINES[n // 3] for n in range(len(NOUNS))]),
-        "EPIC_100_tail_verbs.csv": _csv(["verb"], [[n] for n in _tail(plan, "verb", len(VERBS))]),
-        "EPIC_100_tail_nouns.csv": _csv(["noun"], [[n] for n in _tail(plan, "noun", len(NOUNS))]),
+        "EPIC_100_tail_verbs.csv": _csv(["verb"], [[n] for n in tail["verb"]]),
+        "EPIC_100_tail_nouns.csv": _csv(["noun"], [[n] for n in tail["noun"]]),
         "EPIC_100_unseen_participant_ids_validation.csv": _csv(["participant_id"], [[name] for name in unseen]),
         "EPIC_100_video_info.csv": _csv(
             ["video_id", "duration", "fps", "resolution"],
@@ -59,6 +65,7 @@ def write_annotations(plan: Plan) -> dict[str, str]:
         ),
         "training.csv": _rulstm(plan, "train"),
         "validation.csv": _rulstm(plan, "validation"),
+        **{f"validation_{name}_ids.csv": "".join(f"{i.id}\n" for i in found) for name, found in subsets.items()},
         "actions.csv": _csv(
             ["id", "verb", "noun", "action"],
             [[n, VERB_OF[n], NOUN_OF[n], name] for n, name in enumerate(ACTION_NAMES)],
@@ -117,9 +124,8 @@ def _frame(seconds: float, fps: int) -> int:
 
 
 def _classes(names: Sequence[str], categories: Sequence[str]) -> str:
-    rows = [
-        [n, name, f"['{name}']", category] for n, (name, category) in enumerate(zip(names, categories, strict=True))
-    ]
+    pairs = enumerate(zip(names, categories, strict=True))
+    rows = [[n, name, f"['{name}']", category] for n, (name, category) in pairs]
     return _csv(["id", "key", "instances", "category"], rows)
 
 

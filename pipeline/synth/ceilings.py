@@ -83,8 +83,8 @@ def compute_ceilings(plan: Plan) -> dict[str, Any]:
     law = plan.law
     if max(TAU_A_SECONDS) > law.least_period_seconds:
         raise ValueError(
-            f"actions may start {law.least_period_seconds} s apart; ceilings of anticipation are computed up to tau_a = "
-            f"{max(TAU_A_SECONDS)} s and need at least that: make durations_seconds or gaps_seconds longer"
+            f"actions may start {law.least_period_seconds} s apart; ceilings of anticipation are computed up to "
+            f"tau_a = {max(TAU_A_SECONDS)} s and need at least that: make durations_seconds or gaps_seconds longer"
         )
     prior = stationary(law)
     held = prior * np.isin(ACTION_NAMES, list(HELD_OUT))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .law import VERBS, KitchenLaw, facets
+from .law import KitchenLaw, facets, shared_motion
 from .script import Instance
 
 WIDTH, HEIGHT = 128, 96
@@ -56,7 +56,6 @@ class Layout:
     hand_angle: float
     scale: float
     shade: float
-    phase: float
     table_height: float
 
     @classmethod
@@ -71,7 +70,6 @@ class Layout:
             hand_angle=-side * rng.uniform(8, 22),
             scale=rng.uniform(0.9, 1.1),
             shade=rng.uniform(0.9, 1.1),
-            phase=rng.uniform(0, 2 * np.pi),
             table_height=rng.uniform(-0.15, 0.15),
         )
 
@@ -128,20 +126,20 @@ def _act(law: KitchenLaw, instance: Instance, layout: Layout, rest: Pose, second
         hand, thing = _moved(hand, 0, steady), _moved(thing, 0, steady)
     elif motion == "put":  # away from it
         hand, thing = _moved(hand, 0, -steady), _moved(thing, 0, -steady)
-    elif motion == _shared(0):  # sideways
+    elif motion == shared_motion(0):  # sideways
         hand, thing = _moved(hand, -side * steady, 0), _moved(thing, -side * steady, 0)
     elif motion == "wash":  # rubs across
         hand = _moved(hand, 11 * wave(2.5), -10 * grown)
     elif motion == "cut":  # strokes along
         hand = _moved(hand, 0, -10 * grown + 11 * wave(2.5))
-    elif motion == _shared(1):  # rubs slantwise
+    elif motion == shared_motion(1):  # rubs slantwise
         hand = _moved(hand, side * 8.5 * wave(2.5), -10 * grown + 8.5 * wave(2.5))
     elif motion == "stir":  # the hand goes round over the object
         hand = _moved(hand, 11 * wave(1.6), -10 * grown + 11 * wave(1.6, 1))
     elif motion == "turn":  # the object turns on the spot under a hand that twists
         hand = replace(hand, angle=hand.angle + 24 * wave(1.2))
         thing = replace(thing, angle=thing.angle + side * 230 * seconds)
-    elif motion == _shared(2):  # both go round together
+    elif motion == shared_motion(2):  # both go round together
         hand, thing = (_moved(part, 9 * wave(1.6), 9 * (wave(1.6, 1) - grown)) for part in (hand, thing))
     elif motion == "shake":  # both to and fro, across
         hand, thing = (_moved(part, 8 * wave(3.0), 0) for part in (hand, thing))
@@ -150,7 +148,7 @@ def _act(law: KitchenLaw, instance: Instance, layout: Layout, rest: Pose, second
         thing = replace(
             thing, stretch_x=thing.stretch_x * (1 - 0.42 * pulse), stretch_y=thing.stretch_y * (1 + 0.3 * pulse)
         )
-    elif motion == _shared(3):  # both to and fro, along
+    elif motion == shared_motion(3):  # both to and fro, along
         hand, thing = (_moved(part, 0, 8 * wave(3.0)) for part in (hand, thing))
     else:
         raise ValueError(f"no motion is drawn for {motion!r}")
@@ -164,10 +162,6 @@ def _act(law: KitchenLaw, instance: Instance, layout: Layout, rest: Pose, second
         "level": (0.0, 0.0),
     }[height]
     return Pose(hand, thing, hand_height, object_height)
-
-
-def _shared(pair: int) -> str:
-    return f"{VERBS[2 * pair]} or {VERBS[2 * pair + 1]}"
 
 
 def _moved(part: Part, x: float, y: float) -> Part:

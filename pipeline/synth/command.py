@@ -8,6 +8,7 @@ interrupted is resumed by the same call. Exit codes: 0 all made, 1 some files we
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -43,10 +44,14 @@ def main(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"nothing was made in {args.root}: --dry-run")
         return 0
-    began, progress = time.monotonic(), None
-    for progress in _shown(make_kitchen(args.root, plan, workers=args.workers or cores)):
-        pass
-    assert progress is not None
+    began = time.monotonic()
+    try:
+        *_, progress = _shown(make_kitchen(args.root, plan, workers=args.workers or cores))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"actionfuse synth: {error}; make room and call again: what is there is kept", file=sys.stderr)
+        return 1
     for reason in progress.lost:
         print(reason, file=sys.stderr)
     made = progress.total - progress.skipped - len(progress.lost)

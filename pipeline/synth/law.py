@@ -1,9 +1,9 @@
 """The law of the synthetic kitchen: its actions, their order, and what each stream shows of them.
 
-An action is a pair (verb, noun). Actions follow one another by a Markov chain (`GRAMMAR`). What an instance of an action
-looks and sounds like is decided by its facets: of each facet it gets one symbol, drawn from a known distribution given
-its verb or its noun. A stream shows some facets and nothing else of the action, and it shows each symbol plainly. So
-all that any predictor can know about an action from a set of streams is the symbols of their facets, and the best
+An action is a pair (verb, noun). Actions follow one another by a Markov chain (`GRAMMAR`). What an instance of an
+action looks and sounds like is decided by its facets: of each facet it gets one symbol, drawn from a known distribution
+given its verb or its noun. A stream shows some facets and nothing else of the action, and it shows each symbol plainly.
+So all that any predictor can know about an action from a set of streams is the symbols of their facets, and the best
 possible accuracy is a sum over symbols.
 
     facet     tells   symbols                                                      shown by
@@ -188,12 +188,17 @@ class KitchenLaw:
         return min(self.durations_seconds) + min(self.gaps_seconds)
 
 
+def shared_motion(pair: int) -> str:
+    """The motion that verbs 2 pair and 2 pair + 1 share."""
+    return f"{VERBS[2 * pair]} or {VERBS[2 * pair + 1]}"
+
+
 @cache
 def facets(law: KitchenLaw) -> Mapping[str, Facet]:
     """The facets by name."""
     verbs, nouns = np.arange(len(VERBS)), np.arange(len(NOUNS))
     outline = nouns // 3
-    pairs = tuple(f"{VERBS[k]} or {VERBS[k + 1]}" for k in range(0, len(VERBS), 2))
+    pairs = tuple(shared_motion(pair) for pair in range(len(VERBS) // 2))
     groups = ("of take, put, wash, cut", "of stir, turn, shake, squeeze")
     found = (
         Facet(
@@ -287,7 +292,7 @@ def transitions(law: KitchenLaw) -> np.ndarray:
 
 @cache
 def stationary(law: KitchenLaw) -> np.ndarray:
-    """float64 (A,): how often each action is. The first action of a video is drawn from it, so every later one is so too."""
+    """float64 (A,): how often each action is. The first one of a video is drawn from it, so every later one is too."""
     table = transitions(law)
     size = len(table)
     equations = np.vstack([table.T - np.eye(size), np.ones(size)])

@@ -205,6 +205,7 @@ class Encoder:
     """An mp4 of h264, and aac where there is sound. One thread and no dates: the same frames give the same file."""
 
     def __init__(self, path: Path, fps: int, crf: int, sound: np.ndarray | None = None) -> None:
+        self._closed = False
         self._out = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"})
         self._video = self._out.add_stream("libx264", rate=fps, options={"preset": "veryfast", "crf": str(crf)})
         self._video.width, self._video.height, self._video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -213,7 +214,7 @@ class Encoder:
         if sound is not None:
             self._audio = self._out.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
             self._audio.bit_rate = 64_000
-            self._audio.thread_count = 1
+            self._audio.codec_context.thread_count = 1
 
     def add(self, frame: np.ndarray) -> None:
         """The next frame, uint8 (H, W, 3)."""
@@ -235,13 +236,13 @@ class Encoder:
 
     def close(self) -> None:
         """Write what is left; a second call does nothing."""
-        if self._out is None:
+        if self._closed:
             return
-        out, self._out = self._out, None
-        out.mux(self._video.encode(None))
+        self._closed = True
+        self._out.mux(self._video.encode(None))
         if self._sound is not None:
-            out.mux(self._audio.encode(None))
-        out.close()
+            self._out.mux(self._audio.encode(None))
+        self._out.close()
 
     def __enter__(self) -> Encoder:
         return self

@@ -135,7 +135,7 @@ def _matrix(shot: Shot, part: Part, centre: tuple[float, float]) -> np.ndarray:
 
 
 def _object_matrix(shot: Shot, part: Part) -> np.ndarray:
-    return _matrix(shot, part, ((sprites.OBJECT_SIDE - 1) / 2,) * 2)
+    return _matrix(shot, part, sprites.OBJECT_CENTRE)
 
 
 def _hand_matrix(shot: Shot, part: Part) -> np.ndarray:

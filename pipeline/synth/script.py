@@ -96,9 +96,8 @@ def draw(law: KitchenLaw, rng: np.random.Generator, chains: int, length: int) ->
     for facet in facets(law).values():
         classes = (VERB_OF if facet.of == "verb" else NOUN_OF)[actions]
         symbols[facet.name] = _pick(facet.confusion[classes], rng.random(shape))
-    act_from = np.array(law.act_from)[
-        _pick(np.broadcast_to(law.act_from_probability, (*shape, len(law.act_from))), rng.random(shape))
-    ]
+    shares = np.broadcast_to(law.act_from_probability, (*shape, len(law.act_from)))
+    act_from = np.array(law.act_from)[_pick(shares, rng.random(shape))]
     durations = rng.choice(law.durations_seconds, shape)
     return Draw(actions, symbols, durations, rng.choice(law.gaps_seconds, shape), act_from)
 

@@ -17,6 +17,7 @@ from .law import NOUNS, OUTLINES
 
 OBJECT_SIDE = 112  # sprites are drawn at `OVERSAMPLED` pixels a frame pixel
 OVERSAMPLED = 2
+OBJECT_CENTRE = (OBJECT_SIDE - 1) / 2, (OBJECT_SIDE - 1) / 2
 HAND_SIZE = 100, 300  # width, height; the palm's centre lies at HAND_PALM
 HAND_PALM = 50.0, 62.0
 
@@ -283,22 +284,19 @@ def table_picture(seed: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     number = int(rng.integers(1 << 30))
     kind = int(rng.integers(4))
-    colour = np.array(
-        [(136, 96, 62), (112, 116, 120), (176, 182, 178), (122, 138, 150)][kind], np.float32
-    ) + rng.uniform(-16, 16, 3).astype(np.float32)
+    colours = ((136, 96, 62), (112, 116, 120), (176, 182, 178), (122, 138, 150))
+    colour = np.array(colours[kind], np.float32) + rng.uniform(-16, 16, 3).astype(np.float32)
     grain = 0.5 * _noise(number, size, 64) + 0.5 * _noise(number + 1, size, 24)
     if kind == 0:  # wood: planks with grain along x
         stretched = cv2.resize(_noise(number + 2, (width // 8, height), 12), size, interpolation=cv2.INTER_LINEAR)
         value = 0.14 * np.sin(0.55 * y + 5 * stretched) + 0.1 * grain - 0.3 * (np.mod(y + 7, 31) < 1.5)
     elif kind == 1:  # stone: speckles
-        value = (
-            0.16 * grain + 0.22 * (_noise(number + 3, size, 80) > 0.55) - 0.16 * (_noise(number + 4, size, 70) > 0.6)
-        )
+        value = 0.16 * grain + 0.22 * (_noise(number + 3, size, 80) > 0.55)
+        value = value - 0.16 * (_noise(number + 4, size, 70) > 0.6)
     elif kind == 2:  # tiles
         joints = (np.mod(x + 11, 34) < 2) | (np.mod(y + 5, 34) < 2)
-        value = (
-            0.07 * grain - 0.34 * joints + 0.05 * (np.mod(np.floor((x + 11) / 34) + np.floor((y + 5) / 34), 2) - 0.5)
-        )
+        chequer = np.mod(np.floor((x + 11) / 34) + np.floor((y + 5) / 34), 2)
+        value = 0.07 * grain - 0.34 * joints + 0.05 * (chequer - 0.5)
     else:  # cloth: a woven check
         value = 0.1 * (np.mod(x, 22) < 11) + 0.1 * (np.mod(y, 22) < 11) + 0.07 * np.sin(3.1 * x) * np.sin(3.1 * y)
         value = value + 0.06 * grain - 0.08
