@@ -25,6 +25,7 @@ COMMANDS = {
     "flow": ("actionfuse.pipeline.flow_command", "write optical flow of videos as video, jpg pairs or a preview"),
     "extract": ("actionfuse.extract.command", "features of raw videos"),
     "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
+    "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }

@@ -1,0 +1,184 @@
+"""Training: it learns, it goes on to the same bits however it was stopped, it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_training import toy_recipe, write_toy
+
+from actionfuse.train import checkpoint, engine
+from actionfuse.train.engine import NotFinite, Preempted, Trainer, check_world
+from actionfuse.train.log import read_metrics
+from actionfuse.train.model import load_model
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+def train(recipe, folder):
+    trainer = Trainer(recipe, folder, quiet=True)
+    return trainer.run()
+
+
+def state_of(run: Path) -> dict:
+    """Everything that a run ends with, but for the clock."""
+    last = checkpoint.latest_checkpoint(run)
+    assert last is not None
+    training = checkpoint.read_training(last)
+    return {
+        "log": (run / "metrics.jsonl").read_bytes(),
+        "averages": load_file(last / "model.safetensors"),
+        "best": load_file(run / "best" / "model.safetensors"),
+        "training": training,
+    }
+
+
+def equal(first, second, path=""):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), path
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        for key in first:
+            equal(first[key], second[key], f"{path}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            equal(a, b, f"{path}[{i}]")
+    else:
+        assert first == second, path
+
+
+def test_it_learns_and_the_model_loads(root, tmp_path):
+    results = train(toy_recipe(root, run__epochs=12), tmp_path)
+    assert results["verb/top1_accuracy"] > 0.8 and results["noun/top1_accuracy"] > 0.8
+    losses = [row["loss"] for row in read_metrics(tmp_path) if row["kind"] == "step"]
+    assert losses[-1] < 0.5 * losses[0]
+    model = load_model(tmp_path)
+    assert model.class_names["verb"] == ("a", "b", "c") and not model.training
+    best = json.loads((tmp_path / "best" / "metrics.json").read_text())
+    assert best["results"]["verb/top1_accuracy"] == max(
+        row["verb/top1_accuracy"] for row in read_metrics(tmp_path) if row["kind"] == "test"
+    )
+
+
+def _train_and_die(recipe, folder, at_step):
+    torch.set_num_threads(1)
+    write = engine.RunLog.step
+
+    def step(self, row, **times):
+        write(self, row, **times)
+        if row["step"] == at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    engine.RunLog.step = step
+    train(recipe, folder)
+
+
+@pytest.mark.parametrize(("at_step", "save_steps"), [(15, None), (9, 4), (16, 3)])
+@pytest.mark.parametrize("options", [{}, {"augment__mixup": 0.4, "optim__name": "sgd", "augment__repeats": 2}])
+def test_killed_and_resumed_is_the_same_run(root, tmp_path, at_step, save_steps, options):
+    recipe = toy_recipe(root, run__save_steps=save_steps, head__options={"dropout": 0.3}, **options)
+    train(recipe, tmp_path / "whole")
+    child = multiprocessing.get_context("fork").Process(
+        target=_train_and_die, args=(recipe, tmp_path / "killed", at_step)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    train(recipe, tmp_path / "killed")
+    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+
+
+def test_a_damaged_checkpoint_costs_steps_and_no_bits(root, tmp_path):
+    recipe = toy_recipe(root, run__save_steps=4, run__keep=3)
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "hurt")
+    last = checkpoint.latest_checkpoint(tmp_path / "hurt")
+    (last / "training.pt").write_bytes(b"half")
+    with pytest.warns(UserWarning, match="damaged"):
+        train(recipe, tmp_path / "hurt")
+    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "hurt"))
+
+
+def test_a_signal_saves_and_the_same_call_goes_on(root, tmp_path):
+    recipe = toy_recipe(root)
+    train(recipe, tmp_path / "whole")
+    trainer = Trainer(recipe, tmp_path / "stopped", quiet=True)
+    write = trainer.log.step
+
+    def step(row, **times):
+        write(row, **times)
+        if row["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.log.step = step
+    with pytest.raises(Preempted):
+        trainer.run()
+    assert trainer.progress.step == 8 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(recipe, tmp_path / "stopped")
+    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+
+
+def test_micro_batches_give_the_same_steps(root, tmp_path):
+    train(toy_recipe(root), tmp_path / "whole")
+    train(toy_recipe(root, run__micro_batch=2), tmp_path / "parts")
+    first, second = (
+        [row["loss"] for row in read_metrics(tmp_path / name) if row["kind"] == "step"] for name in ("whole", "parts")
+    )
+    assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_another_recipe_is_refused_in_the_same_folder(root, tmp_path):
+    train(toy_recipe(root, run__epochs=1), tmp_path)
+    with pytest.raises(ValueError, match="optim.lr: 0.01 is now 0.02"):
+        Trainer(toy_recipe(root, run__epochs=1, optim__lr=0.02), tmp_path, quiet=True)
+    Trainer(toy_recipe(root, run__epochs=1, run__workers=1), tmp_path, quiet=True)
+
+
+def test_nan_stops_with_the_segments_names(root, tmp_path):
+    with pytest.raises(NotFinite, match="segments of this process: train-"):
+        train(toy_recipe(root, optim__lr=1e39, optim__name="sgd", optim__warmup_epochs=0.0), tmp_path)
+
+
+def test_broken_segments_are_told_and_too_many_end_the_run(root, tmp_path):
+    recipe = toy_recipe(root, data__options={"missing": 2}, data__max_broken_share=0.1, run__epochs=2)
+    train(recipe, tmp_path / "few")
+    told = [row for row in read_metrics(tmp_path / "few") if row["kind"] == "broken"]
+    assert [row["segments"] for row in told] == [["train-0-0", "train-0-1"]] * 2
+    recipe = toy_recipe(root, data__options={"missing": 12}, data__max_broken_share=0.1)
+    with pytest.raises(ValueError, match="segments cannot be read, more than"):
+        train(recipe, tmp_path / "many")
+
+
+def test_a_world_that_is_not_the_one_asked_for_is_refused(monkeypatch):
+    check_world(1, 1)
+    with pytest.raises(ValueError, match="--processes asks for 2 processes, but training runs in 1"):
+        check_world(1, 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="WORLD_SIZE asks for 4"):
+        check_world(1, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim__batch": 7, "run__micro_batch": 2}, "micro_batch is 2; it must divide the 7"),
+        ({"optim__batch": 100}, "optim.batch is 100, but an epoch has 36"),
+        ({"data__tasks": ["verbs"]}, "data.tasks names verbs"),
+        ({"loss__balance": "class", "loss__balance_task": "x"}, "loss.balance_task is 'x'"),
+        ({"run__monitor": "nothing"}, "run.monitor is 'nothing'"),
+        ({"inputs": "pixels"}, "streams.rgb.backbone is not set"),
+    ],
+)
+def test_wrong_recipes_are_told(root, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        train(toy_recipe(root, run__epochs=1, **changes), tmp_path)

@@ -1,0 +1,59 @@
+"""Train a model as a recipe says; on the same --out folder, go on where the run stopped.
+
+  actionfuse train kitchen_mif --out runs/mif data.root=kitchen optim.lr=0.01
+  torchrun --nproc-per-node 2 -m actionfuse.train kitchen_mif --out runs/mif --processes 2
+
+Recipes that come with the package are listed by `actionfuse train --list`. `key.path=value` changes one field.
+
+RUN/metrics.jsonl    losses of every step, results of every test
+RUN/best/            the best model so far, by run.monitor: what evaluate, predict and load_model take
+RUN/checkpoints/     the last few, from which a run goes on to the same bits
+RUN/recipe.yaml      every field, as it was used
+
+Exit codes: 0 trained to the end, 1 stopped by an error that is told, 2 wrong call, 75 asked to stop (SIGTERM, Ctrl-C)
+and saved: start the same call again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", help="name of a recipe, or path of a .yaml file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields of the recipe to change")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's name)")
+    parser.add_argument("--processes", type=int, help="refuse to train in any other number of processes")
+    parser.add_argument("--list", action="store_true", help="list the recipes and what they reproduce")
+    parser.add_argument("--show", action="store_true", help="print the recipe with every field, and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
+
+
+def main(args: argparse.Namespace) -> int:
+    from .recipe import dump_recipe, list_recipes, load_recipe
+
+    if args.list:
+        for name in list_recipes():
+            about = load_recipe(name).about
+            print(f"{name}\n    {about.paper}{': ' + about.row if about.row else ''}")
+        return 0
+    if args.recipe is None:
+        raise ValueError("name a recipe; `actionfuse train --list` shows those that are there")
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.show:
+        print(dump_recipe(recipe), end="")
+        return 0
+    from .engine import PREEMPTED, NotFinite, Preempted, Trainer
+
+    trainer = Trainer(recipe, args.out or Path("runs") / recipe.name, processes=args.processes, quiet=args.quiet)
+    try:
+        trainer.run()
+    except Preempted:
+        print(f"stopped and saved at step {trainer.progress.step}; the same call goes on from there", file=sys.stderr)
+        return PREEMPTED
+    except NotFinite as error:
+        print(f"training stopped: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,538 @@
+"""The training loop: steps, tests, checkpoints, exact resume, in one process or many, through Accelerate.
+
+A step takes `optim.batch` segments over all processes, whatever their number, in an order that is a function of (seed,
+epoch). Before it torch is seeded from (seed, epoch, step, rank), so nothing that a step does depends on what came
+before but weights, optimiser and averages, which checkpoints hold: a run that was killed and goes on gives the same
+bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load, save
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from . import checkpoint
+from .batches import Batch, TrainSampler, balanced_probabilities, erase, mix, step_seed, to_device
+from .build import build_dataset, build_model, load_split, test_tasks
+from .log import RunLog
+from .losses import class_weights_of, total_loss
+from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of, write_atomically
+from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
+from .recipe import Recipe, dump_recipe
+from .results import evaluate
+from .testing import test_scores
+
+PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# What may differ between a run and the one it goes on from: nothing that changes a number.
+_FREE = {"workers", "save_minutes", "save_steps", "keep", "trackers"}
+
+
+class Preempted(Exception):
+    """SIGTERM or SIGINT came; a checkpoint is written."""
+
+
+class NotFinite(Exception):
+    """A loss became NaN or infinite. str(error) names the segments."""
+
+
+class Step(nn.Module):
+    """Model and loss as one module, so that wrappers of parallel training see plain tensors come out."""
+
+    def __init__(self, model: ActionModel, recipe: Recipe, class_weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.recipe, self.class_weights = model, recipe, dict(class_weights)
+
+    def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict) -> dict[str, Any]:
+        output = self.model(inputs, boxes, masks, losses=True)
+        weights = {task: weight.to(next(iter(targets.values())).device) for task, weight in self.class_weights.items()}
+        loss, parts = total_loss(
+            output,
+            targets,
+            self.recipe.loss,
+            smoothing=self.recipe.optim.label_smoothing,
+            auxiliary_weights=self.model.head.auxiliary_weights,
+            class_weights=weights,
+        )
+        return {"loss": loss, "parts": parts}
+
+
+@dataclass
+class Progress:
+    """Where a run is: `step` optimiser steps in all, `in_epoch` of them in this epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    in_epoch: int = 0
+    best: float | None = None
+    broken: list[dict] = field(default_factory=list)  # of this epoch, of this process
+    log_bytes: int = 0
+
+
+class Trainer:
+    """One run in one folder. `run` trains until the recipe's end; made again on the same folder, it goes on."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, processes: int | None = None, quiet: bool = False) -> None:
+        self.recipe, self.folder = recipe, folder
+        run = recipe.run
+        self.accelerator = Accelerator(
+            mixed_precision="no" if run.precision == "fp32" else run.precision,
+            log_with=list(run.trackers) or None,  # pyright: ignore[reportArgumentType]
+            project_dir=str(folder),
+        )
+        check_world(self.accelerator.num_processes, processes)
+        self.rank, self.world, self.device = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.accelerator.device,
+        )
+        self._share_batch()
+        self.train_split, self.test_split = load_split(recipe, recipe.data.train), load_split(recipe, recipe.data.test)
+        self.classes = {task: len(names) for task, names in self.train_split.classes.items()}
+        torch.manual_seed(run.seed)
+        model = build_model(recipe, self.train_split.classes)
+        self.train_set = build_dataset(recipe, self.train_split, model, test_tasks(recipe.task)[""], training=True)
+        self.test_sets = {
+            name: build_dataset(recipe, self.test_split, model, task, training=False)
+            for name, task in test_tasks(recipe.task).items()
+        }
+        self.config = config_of(
+            model,
+            task=asdict(recipe.task),
+            clips={stream: asdict(each.clip) | asdict(recipe.sampling) for stream, each in recipe.streams.items()},
+        )
+        self.specs = model.input_specs
+        self.sampler = self._make_sampler()
+        self.steps_per_epoch = self.sampler.num_samples // recipe.optim.batch
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"optim.batch is {recipe.optim.batch}, but an epoch has {self.sampler.num_samples} samples; take a "
+                "smaller batch"
+            )
+        self._prepare(model)
+        self.progress = Progress()
+        self._stop = False
+        self.log = RunLog(folder, main=self.accelerator.is_main_process, quiet=quiet)
+        self._resume()
+
+    # --- making
+
+    def _share_batch(self) -> None:
+        batch, micro = self.recipe.optim.batch, self.recipe.run.micro_batch
+        if batch % self.world:
+            raise ValueError(f"optim.batch is {batch}, which {self.world} processes cannot share evenly")
+        local = batch // self.world
+        self.micro = min(micro or local, local)
+        if local % self.micro:
+            raise ValueError(
+                f"run.micro_batch is {self.micro}; it must divide the {local} segments of a step in each process"
+            )
+        self.micros = local // self.micro
+
+    def _make_sampler(self) -> TrainSampler:
+        recipe, segments = self.recipe, self.train_split.segments
+        probabilities = None
+        if recipe.loss.balance == "class":
+            probabilities = balanced_probabilities(segments, self._balance_task())
+        return TrainSampler(
+            len(segments),
+            repeats=recipe.augment.repeats,
+            probabilities=probabilities,
+            seed=recipe.run.seed,
+            rank=self.rank,
+            world_size=self.world,
+            uneven="drop",
+        )
+
+    def _balance_task(self) -> str:
+        task = self.recipe.loss.balance_task or next(iter(self.classes))
+        if task not in self.classes:
+            raise ValueError(f"loss.balance_task is {task!r}; there are {', '.join(self.classes)}")
+        return task
+
+    def _class_weights(self) -> dict[str, Tensor]:
+        if self.recipe.loss.balance != "loss":
+            return {}
+        task = self._balance_task()
+        labels = [segment.labels.get(task, -100) for segment in self.train_split.segments]
+        return {task: class_weights_of(torch.tensor(labels), self.classes[task])}
+
+    def _prepare(self, model: ActionModel) -> None:
+        run, optim = self.recipe.run, self.recipe.optim
+        if run.sync_bn and self.world > 1:
+            converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = converted
+        self.optimizer = build_optimizer(param_groups(model, optim, self.recipe.streams), optim)
+        self.ema = Ema(model.to(self.device), optim.ema) if optim.ema else None
+        self.model = model
+        step = Step(model, self.recipe, self._class_weights())
+        self.step, self.optimizer = self.accelerator.prepare(step, self.optimizer)
+        if run.compile:
+            self.step.compile()
+
+    # --- resume
+
+    def _resume(self) -> None:
+        main = self.accelerator.is_main_process
+        found = checkpoint.latest_checkpoint(self.folder)
+        kept = self.folder / "recipe.yaml"
+        if kept.is_file() and main:
+            self._same_recipe(kept)
+        if main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, dump_recipe(self.recipe).encode())
+        self.accelerator.wait_for_everyone()
+        if found is None:
+            self.log.open(0)
+            count, batch = len(self.train_split.segments), self.recipe.optim.batch
+            self.log.say(f"{count} segments, {self.steps_per_epoch} steps of {batch} an epoch")
+            return
+        state = checkpoint.read_training(found)
+        # Training goes on from the trained weights, which are not those of model.safetensors where there are averages.
+        weights = state["weights"] if self.ema is not None else load((found / WEIGHTS).read_bytes())
+        set_model_state_dict(self.step, {f"model.{k}": v for k, v in weights.items()}, options=_FULL)
+        set_optimizer_state_dict(self.step, self._torch_optimizer(), state["optimizer"], options=_FULL)
+        for group, base in zip(self._torch_optimizer().param_groups, state["base_lrs"], strict=True):
+            group["base_lr"] = base
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        fields = state["progress"]
+        self.progress = Progress(**{**fields, "broken": [dict(row) for row in fields["broken"]] if main else []})
+        self.log.open(self.progress.log_bytes)
+        changed = "" if state["world"] == self.world else f" with {self.world} processes instead of {state['world']}"
+        self.log.say(f"going on from step {self.progress.step} (epoch {self.progress.epoch}){changed}")
+
+    def _same_recipe(self, kept: Path) -> None:
+        from .recipe import load_recipe
+
+        before, now = asdict(load_recipe(kept)), asdict(self.recipe)
+        changed = [
+            f"{key}: {old!r} is now {new!r}"
+            for key, old, new in _differences(before, now)
+            if key.split(".")[1:2] not in [[f] for f in _FREE]
+        ]
+        if changed and checkpoint.latest_checkpoint(self.folder) is not None:
+            raise ValueError(
+                f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}); take another --out, or the "
+                "recipe as it was"
+            )
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    # --- training
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the results of the last test by name.
+
+        Raises: Preempted when asked to stop (saved), NotFinite, ValueError where too many segments are broken.
+        """
+        handlers = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGTERM, signal.SIGINT)}
+        results: dict[str, float] = {}
+        try:
+            epochs = self.recipe.run.epochs
+            if self.recipe.run.trackers:
+                self.accelerator.init_trackers("actionfuse", config={"recipe": dump_recipe(self.recipe)})
+            self.log.start(epochs * self.steps_per_epoch, self.progress.step)
+            while self.progress.epoch < epochs:
+                self._epoch()
+                epoch = self.progress.epoch
+                if (epoch + 1) % self.recipe.run.test_every == 0 or epoch + 1 == epochs:
+                    results = self._test()
+                self._end_epoch()
+                self._save()
+        finally:
+            self.log.close()
+            if self.recipe.run.trackers:
+                self.accelerator.end_training()
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+        return results
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._stop = True
+
+    def _epoch(self) -> None:
+        recipe, progress = self.recipe, self.progress
+        saved = time.monotonic()
+        self.step.train()
+        waited = time.perf_counter()
+        for parts in self._steps():
+            began = time.perf_counter()
+            place = progress.in_epoch
+            torch.manual_seed(step_seed(recipe.run.seed, progress.epoch, place, self.rank))
+            epoch_now = progress.epoch + place / self.steps_per_epoch
+            factor = lr_factor(recipe.optim, recipe.run.epochs, epoch_now)
+            lr = set_lr(self._torch_optimizer(), factor)
+            losses = self._one_step(parts, place)
+            progress.step, progress.in_epoch = progress.step + 1, place + 1
+            row = {"kind": "step", "epoch": progress.epoch, "step": progress.step, "lr": lr, **losses}
+            self.log.step(row, segments=recipe.optim.batch, waited=began - waited, total=time.perf_counter() - waited)
+            self._track(row)
+            waited = time.perf_counter()
+            if self._anyone_stops():
+                self._save()
+                raise Preempted
+            minutes = (time.monotonic() - saved) / 60
+            by_steps = recipe.run.save_steps and progress.step % recipe.run.save_steps == 0
+            if by_steps or self._agree(minutes > recipe.run.save_minutes):
+                self._save()
+                saved = time.monotonic()
+
+    def _steps(self) -> Iterator[list[Mapping[str, Any]]]:
+        """The micro-batches of each step that is left of the epoch."""
+        from ..pipeline.samples import make_loader
+
+        batch = self.recipe.optim.batch
+        self.sampler.set_epoch(self.progress.epoch, self.progress.in_epoch * batch)
+        if not hasattr(self, "_loader"):
+            self._loader = make_loader(
+                self.train_set,
+                batch_size=self.micro,
+                sampler=self.sampler,
+                num_workers=self.recipe.run.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+        micros: list[Mapping[str, Any]] = []
+        left = self.steps_per_epoch - self.progress.in_epoch
+        for raw in self._loader:
+            micros.append(raw)
+            if len(micros) == self.micros:
+                yield micros
+                micros = []
+                left -= 1
+                if not left:
+                    return
+
+    def _one_step(self, micros: list[Mapping[str, Any]], place: int) -> dict[str, float]:
+        """One optimiser step; its losses, each the mean over the step's segments of all processes."""
+        recipe, epoch = self.recipe, self.progress.epoch
+        planned = self.micro * self.micros
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        ids: list[str] = []
+        for number, raw in enumerate(micros):
+            self.progress.broken += raw["broken"]
+            batch = self._augmented(raw, epoch, place * self.micros + number)
+            share = len(raw["id"]) / planned  # 0 where a stand-in keeps the processes in step
+            last = number + 1 == len(micros)
+            with self.accelerator.autocast():
+                context = _nothing() if last or self.world == 1 else self.accelerator.no_sync(self.step)
+                with context:
+                    out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets)
+                    self.accelerator.backward(out["loss"] * share)
+            ids += raw["id"]
+            for name, value in {"loss": out["loss"].detach(), **out["parts"]}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.float() * share
+        means = self._mean_over_processes(sums)
+        if not all(value == value and abs(value) != float("inf") for value in means.values()):
+            bad = {name: value for name, value in means.items() if not (value == value and abs(value) != float("inf"))}
+            raise NotFinite(
+                f"step {self.progress.step + 1} of epoch {epoch}: {', '.join(f'{n} is {v}' for n, v in bad.items())}; "
+                f"segments of this process: {', '.join(ids)}. Try a smaller optim.lr, optim.clip_norm, or fp32"
+            )
+        if recipe.optim.clip_norm:
+            self.accelerator.clip_grad_norm_(self.step.parameters(), recipe.optim.clip_norm)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return means
+
+    def _augmented(self, raw: Mapping[str, Any], epoch: int, number: int) -> Batch:
+        augment, seed = self.recipe.augment, self.recipe.run.seed
+        if not raw["id"]:
+            if not hasattr(self, "_last"):
+                reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in raw["broken"][:3])
+                raise ValueError(f"the first batch holds nothing that can be read: {reasons}")
+            return self._last
+        batch = to_device(raw, self.device, self.recipe.loss.kind, self.classes)
+        number = number * self.world + self.rank
+        if augment.erasing:
+            batch = erase(batch, augment.erasing, self.specs, seed, epoch, number)
+        if augment.mixup:
+            batch = mix(batch, augment.mixup, self.classes, seed, epoch, number)
+        self._last = batch
+        return batch
+
+    # --- ends of epochs
+
+    def _test(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, dataset in self.test_sets.items():
+            with self.ema.applied(self.model) if self.ema is not None else _nothing():
+                tested = test_scores(
+                    self.model,
+                    dataset,
+                    self.device,
+                    batch_size=self.micro,
+                    workers=self.recipe.run.workers,
+                    precision=self.recipe.run.precision,
+                    rank=self.rank,
+                    world_size=self.world,
+                )
+            tested = tested.gather()
+            if tested is None:
+                continue
+            split = self.test_split
+            table = tested.scores.table(missing="error")
+            rows = evaluate(table, parts=split.parts, subsets=split.subsets, many_shot=split.many_shot)
+            found |= {f"{row.name}{'@' + name if name else ''}": row.value for row in rows}
+            if tested.broken:
+                self.log.say(f"test: {len(tested.broken)} segments cannot be read, such as {_told(tested.broken[0])}")
+        self.step.train()
+        if self.accelerator.is_main_process:
+            self.log.write({"kind": "test", "epoch": self.progress.epoch, "step": self.progress.step, **found})
+            self._track({"kind": "test", **found})
+            self._keep_best(found)
+        return found
+
+    def _keep_best(self, found: dict[str, float]) -> None:
+        monitor = self.recipe.run.monitor or next(
+            (name for name in found if name.endswith("top1_accuracy")), next(iter(found))
+        )
+        if monitor not in found:
+            raise ValueError(f"run.monitor is {monitor!r}; tests give {', '.join(list(found)[:12])}")
+        value = found[monitor]
+        self.log.say(f"epoch {self.progress.epoch}: {monitor} {value:.4f}")
+        if self.progress.best is None or value > self.progress.best:
+            self.progress.best = value
+            results = {"monitor": monitor, "step": self.progress.step, "epoch": self.progress.epoch, "results": found}
+            files = {**self._files(), "metrics.json": json.dumps(results, indent=1).encode()}
+            checkpoint.write_best(self.folder, self.progress.step, files)
+
+    def _end_epoch(self) -> None:
+        """Broken segments are told, and too many end the run."""
+        broken = self._gathered(self.progress.broken)
+        ids = {row["id"]: row for row in broken}
+        share = len(ids) / len(self.train_split.segments)
+        if ids:
+            self.log.write({"kind": "broken", "epoch": self.progress.epoch, "segments": sorted(ids)})
+            self.log.say(f"epoch {self.progress.epoch}: {len(ids)} segments cannot be read, such as {_told(broken[0])}")
+        if share > self.recipe.data.max_broken_share:
+            raise ValueError(
+                f"{len(ids)} of {len(self.train_split.segments)} segments cannot be read, more than "
+                f"data.max_broken_share={self.recipe.data.max_broken_share:g} allows, such as {_told(broken[0])}"
+            )
+        progress = self.progress
+        progress.epoch, progress.in_epoch, progress.broken = progress.epoch + 1, 0, []
+
+    # --- checkpoints
+
+    def _files(self) -> dict[str, bytes]:
+        """model.safetensors and config.json as others load them: the averages where there are any."""
+        state = self.ema.average if self.ema is not None else self._weights()
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        config: ModelConfig = self.config
+        return {WEIGHTS: save(state, metadata={"format": "pt"}), CONFIG: json.dumps(asdict(config), indent=1).encode()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        state: Any = get_model_state_dict(self.step, options=_FULL)
+        return {key.removeprefix("model."): value for key, value in state.items()}
+
+    def _save(self) -> None:
+        weights = self._weights() if self.ema is not None else {}
+        optimizer = get_optimizer_state_dict(self.step, self._torch_optimizer(), options=_FULL)
+        broken = self._gathered(self.progress.broken)
+        if self.accelerator.is_main_process:
+            self.progress.log_bytes = self.log.flush()
+            scaler = self.accelerator.scaler
+            training = {
+                "progress": {**asdict(self.progress), "broken": broken},
+                "optimizer": optimizer,
+                "base_lrs": [group["base_lr"] for group in self._torch_optimizer().param_groups],
+                "weights": weights,
+                "ema": self.ema.state_dict() if self.ema is not None else {},
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "world": self.world,
+            }
+            checkpoint.write_checkpoint(self.folder, self.progress.step, self._files(), training)
+            checkpoint.keep_last(self.folder, self.recipe.run.keep)
+        self.accelerator.wait_for_everyone()
+
+    # --- among processes
+
+    def _mean_over_processes(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack(list(sums.values()))
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+        return dict(zip(sums, values.tolist(), strict=True))
+
+    def _agree(self, wish: bool) -> bool:
+        """What process 0 wishes."""
+        if self.world == 1:
+            return wish
+        flag = torch.tensor(int(wish), device=self.device)
+        distributed.broadcast(flag, 0)
+        return bool(flag)
+
+    def _anyone_stops(self) -> bool:
+        if self.world == 1:
+            return self._stop
+        flag = torch.tensor(int(self._stop), device=self.device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _gathered(self, rows: list[dict]) -> list[dict]:
+        if self.world == 1:
+            return rows
+        parts: list[list[dict]] = [[] for _ in range(self.world)]
+        distributed.all_gather_object(parts, rows)
+        return [row for part in parts for row in part]
+
+    def _track(self, row: Mapping[str, Any]) -> None:
+        if self.recipe.run.trackers:
+            values = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("epoch", "step")}
+            self.accelerator.log(values, step=self.progress.step)
+
+
+def check_world(processes: int, asked: int | None) -> None:
+    """Refuse to train alone what was meant for many: `accelerate launch --cpu --num_processes 2` starts one process.
+
+    Raises: ValueError where the number of processes is not what --processes or the launcher's variables say.
+    """
+    wishes = {"--processes": asked, "WORLD_SIZE": os.environ.get("WORLD_SIZE")}
+    wishes["SLURM_NTASKS"] = os.environ.get("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None
+    for name, wish in wishes.items():
+        if wish is not None and int(wish) != processes:
+            raise ValueError(
+                f"{name} asks for {wish} processes, but training runs in {processes}; start it with torchrun "
+                f"--nproc-per-node {wish} -m actionfuse.train ... (accelerate launch starts one process on a CPU)"
+            )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path, before, now
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    return f"{row['id']} ({row['reason']})"
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,120 @@
+"""What a model says of a whole split: every segment once, over all its views, in any number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed
+
+from ..pipeline.order import EpochSampler
+from ..pipeline.samples import SegmentDataset, make_loader
+from .batches import Batch, to_device
+from .model import ActionModel
+from .scores import Scores
+
+Average = Literal["probability", "logit"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Tested:
+    """scores: of this process's share. broken: {id, index, reason} of what could not be read."""
+
+    scores: Scores
+    broken: list[dict] = field(default_factory=list)
+
+    def gather(self) -> Tested | None:
+        """Those of all processes, on process 0 (None on others). Every process must call it."""
+        scores = self.scores.gather()
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+        parts: list = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else []
+        distributed.gather_object(self.broken, parts or None)
+        if scores is None:
+            return None
+        broken = {row["id"]: row for part in parts for row in part}
+        return Tested(scores, sorted(broken.values(), key=lambda row: row["index"]))
+
+
+def autocast(device: torch.device, precision: str):
+    """The context of a precision; fp32 has none."""
+    return torch.autocast(device.type, DTYPES[precision]) if precision in DTYPES else nullcontext()
+
+
+def test_scores(
+    model: ActionModel,
+    dataset: SegmentDataset,
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    precision: str = "fp32",
+    average: Average = "probability",
+    rank: int = 0,
+    world_size: int = 1,
+    tick: Callable[[int], None] = lambda segments: None,
+) -> Tested:
+    """Scores of this process's share of a split, with its labels. The model is put into eval mode and left in it.
+
+    average: of views, "probability" (mean of softmax, or of sigmoid where several labels hold; the scores are then its
+        logarithm, so that softmax gives it back) or "logit". A segment with one view keeps its logits.
+    tick: called with the number of segments of each batch.
+    """
+    model.eval()
+    classes = model.head.classes
+    several = {task for task, count in dataset._tasks.items() if count is not None}
+    sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, world_size=world_size)
+    loader = make_loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
+    tested = Tested(Scores())
+    for raw in loader:
+        tested.broken += raw["broken"]
+        if raw["id"]:
+            labels = {task: label for task, label in raw["labels"].items() if task in classes}
+            raw = {**raw, "labels": {}}
+            batch = to_device(raw, device, "cross_entropy", classes)
+            logits = predict(model, batch, dataset.num_views, precision=precision, average=average, several=several)
+            tested.scores.add(batch.ids, logits, labels)
+        tick(len(raw["id"]) + len(raw["broken"]))
+    return tested
+
+
+@torch.inference_mode()
+def predict(
+    model: ActionModel,
+    batch: Batch,
+    views: int = 1,
+    *,
+    precision: str = "fp32",
+    average: Average = "probability",
+    several: set[str] | frozenset[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """task -> float32 (B, C) scores of a batch whose inputs are (B, [views,] T, ...). several: tasks of many labels."""
+    inputs, masks, boxes = batch.inputs, batch.masks, batch.boxes
+    if views > 1:
+        inputs = {name: x.flatten(0, 1) for name, x in inputs.items()}
+        masks = {name: mask.flatten(0, 1) for name, mask in masks.items()}
+        if boxes is not None:
+            boxes = type(boxes)(boxes.boxes.flatten(0, 1), boxes.categories.flatten(0, 1))
+    device = next(iter(inputs.values())).device
+    with autocast(device, precision):
+        logits = model(inputs, boxes, masks, losses=False).logits
+    found = {}
+    for task, scores in logits.items():
+        scores = scores.float()
+        if views > 1:
+            scores = scores.unflatten(0, (-1, views))
+            scores = scores.mean(1) if average == "logit" else mean_of_views(scores, task in several)
+        found[task] = scores
+    return found
+
+
+def mean_of_views(logits: Tensor, several: bool) -> Tensor:
+    """Logits (B, views, C) -> scores (B, C) whose softmax (or sigmoid, for many labels) is the mean over views."""
+    if several:
+        return torch.logit(logits.double().sigmoid().mean(1)).float()
+    return torch.logsumexp(logits.log_softmax(-1), 1) - math.log(logits.shape[1])
