@@ -44,7 +44,10 @@ class StreamCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCheck:
-    """One split. error: why its annotations cannot be read; missing_files: those that were looked for."""
+    """One split. error: why its annotations cannot be read; missing_files: those that were looked for.
+
+    without_boxes: videos without boxes, of datasets that have some.
+    """
 
     split: str
     error: str | None = None
@@ -53,11 +56,13 @@ class SplitCheck:
     segments: int = 0
     videos: int = 0
     notes: list[str] = field(default_factory=list)
+    without_boxes: list[str] = field(default_factory=list)
     streams: dict[str, StreamCheck] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
-        return self.error is None and not any(stream.missing or stream.problems for stream in self.streams.values())
+        wrong = any(stream.missing or stream.problems for stream in self.streams.values())
+        return self.error is None and not wrong and not self.without_boxes
 
 
 def check_dataset(
@@ -106,6 +111,7 @@ def _check_split(
         segments=len(dataset.segments),
         videos=len(segments),
         notes=list(dataset.notes),
+        without_boxes=[] if dataset.boxes is None else [video for video in last if video not in dataset.boxes],
         streams={stream: _check_stream(dataset, segments, stream, decode) for stream in streams or dataset.paths},
     )
 
@@ -275,6 +281,7 @@ def _report(name: str, root: str, found: Sequence[SplitCheck]) -> Iterator[str]:
             continue
         yield f"  {split.split}: {split.segments} segments of {split.videos} videos; {', '.join(split.files)}"
         yield from (f"    note: {note}" for note in split.notes)
+        yield from _shown("without boxes", split.without_boxes)
         for stream, seen in split.streams.items():
             there = seen.videos - len(seen.missing) if seen.expected is not None else 0
             yield f"    {stream}: {there} of {seen.videos} videos{f' as {seen.expected}' if seen.expected else ''}"
