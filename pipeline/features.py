@@ -8,6 +8,7 @@ of processes may write into one store. Formats: store_formats.py (npz, npy, hdf5
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,16 @@ class Features:
         span = f"{self.start_seconds.min():.3f}..{self.stop_seconds.max():.3f} s" if len(self) else "empty"
         more = "".join(f", {name}={shape_text(array)}" for name, array in self.extra.items())
         return f"Features(data={shape_text(self.data)}, {span}{more})"
+
+
+_ROUNDING_SECONDS = 1e-6  # a row that ends so little after a time ends with it
+
+
+def _row_times(seconds: Sequence[float] | np.ndarray) -> np.ndarray:
+    times = np.asarray(seconds, np.float64)
+    if times.ndim != 1:
+        raise ValueError(f"seconds is {shape_text(times)}; it must be (M,)")
+    return times
 
 
 def rows_between(
@@ -246,16 +257,9 @@ class FeatureStore:
         """
         if missing not in ("error", "zeros"):
             raise ValueError(f"missing is {missing!r}; it must be 'error' or 'zeros'")
-        seconds = np.asarray(seconds, np.float64)
-        if seconds.ndim != 1:
-            raise ValueError(f"seconds is {shape_text(seconds)}; it must be (M,)")
         stored = self._open(key)
-        starts, stops = stored.arrays["start_seconds"], stored.arrays["stop_seconds"]
-        times = seconds
-        if self.recipe is None:
-            # such a store knows frame numbers only, and its users read number floor(t * fps), with that rounding
-            times = (np.floor(seconds * (self.frame_fps or 30.0)) + 0.5) / (self.frame_fps or 30.0)
-        rows = rows_at(starts, stops, times, causal)
+        seconds = _row_times(seconds)
+        rows = self._rows(stored, seconds, causal)
         lost = rows < 0
         if lost.any() and missing == "error":
             what = "no row has ended" if causal else "there is no row"
@@ -265,6 +269,40 @@ class FeatureStore:
         data = np.zeros((len(rows), *stored.rows.shape[1:]), stored.rows.dtype)
         data[~lost] = stored.rows[rows[~lost]]
         return data
+
+    def lookup(
+        self,
+        key: str,
+        seconds: Sequence[float] | np.ndarray,
+        *,
+        causal: bool = False,
+        horizon_seconds: float = math.inf,
+    ) -> tuple[Features, np.ndarray]:
+        """One row per time, with its interval: Features of M rows, and bool (M,), False where no row was early enough.
+        Such a time gets the first row that another time found.
+
+        causal: as in `at`. horizon_seconds: rows that end after it are not taken, whatever covers the time; the one
+            that had ended last at the horizon stands in.
+        Raises: ValueError where not a single row is early enough.
+        """
+        stored = self._open(key)
+        times = _row_times(seconds)
+        rows = self._rows(stored, times, causal)
+        stops = stored.arrays["stop_seconds"]
+        late = (rows >= 0) & (stops[rows] > horizon_seconds + _ROUNDING_SECONDS) if len(stops) else rows >= 0
+        if late.any():
+            rows[late] = self._rows(stored, np.minimum(times, horizon_seconds), True)[late]
+        found = rows >= 0
+        if not found.any():
+            what = f"no row has ended by {times.max(initial=-math.inf):.3f} s" if len(stops) else "there is no row"
+            raise ValueError(f"{key}: {what}")
+        return self._features(stored, np.where(found, rows, rows[found][0])), found
+
+    def _rows(self, stored: Stored, seconds: np.ndarray, causal: bool) -> np.ndarray:
+        if self.recipe is None:
+            # such a store knows frame numbers only, and its users read number floor(t * fps), with that rounding
+            seconds = (np.floor(seconds * (self.frame_fps or 30.0)) + 0.5) / (self.frame_fps or 30.0)
+        return rows_at(stored.arrays["start_seconds"], stored.arrays["stop_seconds"], seconds, causal)
 
     def writer(self, key: str, *, row_shape: Sequence[int]) -> FeatureWriter:
         """A context manager that makes the output of `key`; an old one stays until `commit`.
