@@ -38,6 +38,10 @@ RULES = (*WINDOW_RULES, *END_RULES)
 _ROUNDING_SECONDS = 1e-6  # times that are told apart by less are the same: a whole number of frames may be rounded
 
 
+class NotObserved(ValueError):
+    """A video or a store has nothing of what a task wants to see of a segment; str(error) says what is there."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """[start_seconds, stop_seconds) of a video.
@@ -55,11 +59,11 @@ class Observation:
     def inside(self, first_seconds: float, end_seconds: float) -> Observation:
         """What of it lies in a video that shows [first_seconds, end_seconds).
 
-        Raises: ValueError where nothing does; the reason is fit to be told.
+        Raises: NotObserved where nothing does.
         """
         start, stop = max(self.start_seconds, first_seconds), min(self.stop_seconds, end_seconds)
         if not stop - start > _ROUNDING_SECONDS:
-            raise ValueError(
+            raise NotObserved(
                 f"nothing to observe: [{self.start_seconds:.3f}, {self.stop_seconds:.3f}) s of a video that shows "
                 f"[{first_seconds:.3f}, {end_seconds:.3f}) s"
             )

@@ -1,0 +1,331 @@
+"""SegmentDataset: segments to tensors, from videos or stored features, for torch's DataLoader.
+
+    dataset = SegmentDataset(load_dataset(...), [StreamSpec(stream="rgb", frames=8)], training=True)
+    sampler = EpochSampler(len(dataset), seed=0)
+    for batch in make_loader(dataset, batch_size=8, sampler=sampler, num_workers=4): ...
+
+A sample is a function of (seed, epoch, index) and of the files, whoever reads it. Pictures and flow stay uint8 until
+they are on the device (`InputSpec.normalise`). What cannot be read is a sample that says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import Dataset as TorchDataset
+
+from .annotations import Segment
+from .clip_reader import Entries, Shelf, read_features, store_of
+from .clip_spec import Augmentation, FeatureSpec, StreamSpec
+from .datasets.contract import Dataset
+from .order import EpochSampler
+from .pixel_reader import TIME, Draw, PixelReader
+from .protocols import NotObserved, Observation, Recognition, Sampling, Task
+from .sampling import draw
+from .video import VideoError
+
+IGNORED = -100  # the label of a segment that has none: what torch's cross_entropy leaves out
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One segment as tensors.
+
+    streams: name -> (T, H, W, C) or (T, ...) of features; with several views (T of each first) (views, T, ...).
+    masks: bool (T,), False where there is nothing real. seconds: float64 (T,), when each entry was.
+    boxes: boxes (T, N, 4), present (T, N), categories (N,), by the entries of the first stream of pictures.
+    labels: int64 (), IGNORED where unknown, or bool (classes,) where several hold.
+    start_seconds, stop_seconds: what was observed. damage: what the decoder could not read, in words.
+    error: why there is nothing; then all dictionaries are empty.
+    """
+
+    id: str
+    index: int
+    epoch: int
+    streams: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, Tensor] = field(default_factory=dict)
+    boxes: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    start_seconds: float = 0.0
+    stop_seconds: float = 0.0
+    damage: str = ""
+    error: str = ""
+
+
+class SegmentDataset(TorchDataset):
+    """A map-style dataset of Samples; an index is a number, or (epoch, number) as EpochSampler gives it.
+
+    segments: a Dataset, or segments whose `video` is a path below `root`.
+    streams: what a sample holds. Streams of pixels may be rgb, flow, depth, ir and audio; flow and audio come from the
+        file of rgb where the dataset has none of their own.
+    task: what of a segment is observed. sampling: where in it the entries lie.
+    training: random places (and `augmentation`; None: the middle crop); else the rule's test and `num_crops` crops.
+    classes: task -> number of classes, for tasks with several labels of list[Segment].
+    flipped_labels: task -> class -> the class that it becomes where a clip is mirrored ("to the left").
+    instances: slots for boxes; None = all that there are (collate pads), 0 = no boxes.
+    open_readers: files that each worker keeps open. decoder, frame_fps: as in `open_video`.
+    """
+
+    def __init__(
+        self,
+        segments: Dataset | Sequence[Segment],
+        streams: Sequence[StreamSpec | FeatureSpec],
+        *,
+        task: Task | None = None,
+        sampling: Sampling | None = None,
+        training: bool = False,
+        augmentation: Augmentation | None = None,
+        num_crops: Literal[1, 3] = 1,
+        seed: int = 0,
+        root: str | Path = ".",
+        classes: Mapping[str, int] | None = None,
+        flipped_labels: Mapping[str, Mapping[int, int]] | None = None,
+        instances: int | None = 0,
+        open_readers: int = 8,
+        decoder: str = "auto",
+        frame_fps: float = 30.0,
+    ) -> None:
+        if not isinstance(segments, Dataset):
+            segments = Dataset(
+                name="segments", split="all", segments=tuple(segments), classes={}, root=Path(root),
+                paths={"rgb": "{video}"},
+            )  # fmt: skip
+        self.dataset, self.streams = segments, tuple(streams)
+        self.task, self.sampling = task or Recognition(), sampling or Sampling()
+        self.training, self.seed = training, seed
+        self.flipped_labels = dict(flipped_labels or {})
+        self._features = tuple(spec for spec in self.streams if isinstance(spec, FeatureSpec))
+        self._pixels = PixelReader(
+            dataset=segments,
+            specs=tuple(spec for spec in self.streams if isinstance(spec, StreamSpec)),
+            sampling=self.sampling,
+            training=training,
+            augmentation=augmentation,
+            num_crops=num_crops,
+            instances=instances,
+            shelf=Shelf(open_readers, decoder, frame_fps),
+        )
+        self._check()
+        self._tasks = _label_kinds(segments, classes or {})
+        self._stores = {spec.name: store_of(spec) for spec in self._features}
+        # Shared, so that workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def _check(self) -> None:
+        names = [spec.name for spec in self.streams]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"streams are {', '.join(names) or 'none'}; give at least one, each once")
+        pixels = self._pixels
+        paths = self.dataset.paths
+        borrowing = ("flow", "audio")  # streams that the file of rgb has as well
+        missing = [
+            spec.stream
+            for spec in pixels.specs
+            if spec.stream not in paths and not (spec.stream in borrowing and "rgb" in paths)
+        ]
+        if missing:
+            raise ValueError(
+                f"{self.dataset.name} has no stream {', '.join(missing)}; it has {', '.join(paths) or 'none'}"
+            )
+        if pixels.num_crops not in (1, 3) or (self.training and pixels.num_crops != 1):
+            raise ValueError(f"num_crops is {pixels.num_crops}; it must be 1, or 3 in tests")
+        if pixels.augmentation is not None and not self.training:
+            raise ValueError("an augmentation was given, but training is False: leave one of the two out")
+        if pixels.instances != 0 and not pixels.pictures:
+            raise ValueError("boxes belong to pictures: give a stream rgb, flow, depth or ir, or instances=0")
+        if self.num_views > 1 and self._features:
+            raise ValueError("several crops or clips need streams of pixels; stored features have one view")
+
+    @property
+    def num_views(self) -> int:
+        """Views of a sample, clips x crops, all crops of a clip together. Above 1 streams have an axis for them."""
+        return self._pixels.num_crops * (1 if self.training else self.sampling.num_clips)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that plain indices are drawn for. EpochSampler says its own with every index."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset.segments)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
+        segment = self.dataset.segments[index]
+        index %= len(self)
+        try:
+            return self._read(segment, epoch, index)
+        except (VideoError, OSError, NotObserved) as error:
+            return Sample(segment.id, index, epoch, error=str(error) or type(error).__name__)
+
+    # --- one sample
+
+    def _read(self, segment: Segment, epoch: int, index: int) -> Sample:
+        of_part = partial(draw, self.seed, epoch, index)
+        stop = segment.stop_seconds if math.isfinite(segment.stop_seconds) else self._end(segment)
+        if not stop > segment.start_seconds:
+            raise NotObserved(f"the segment starts at {segment.start_seconds} s, but its video ends at {stop:.3f} s")
+        observation = self.task.observe(segment.start_seconds, stop)
+        pixels = self._pixels.read(segment, observation, of_part)
+        entries = pixels.entries | {
+            spec.name: self._stored(segment, spec, observation, of_part) for spec in self._features
+        }
+        entries = {spec.name: entries[spec.name] for spec in self.streams}
+
+        def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+            return {name: _tensor(array if self.num_views > 1 else array[0]) for name, array in arrays.items()}
+
+        return Sample(
+            segment.id,
+            index,
+            epoch,
+            tensors({name: each.data for name, each in entries.items()}),
+            tensors({name: each.mask for name, each in entries.items()}),
+            tensors({name: each.seconds for name, each in entries.items()}),
+            tensors(pixels.boxes),
+            {name: self._label(segment, name, pixels.flip) for name in self._tasks},
+            observation.start_seconds,
+            observation.stop_seconds,
+            pixels.damage,
+        )
+
+    def _stored(self, segment: Segment, spec: FeatureSpec, observation: Observation, of_part: Draw) -> Entries:
+        rng = of_part(TIME) if self.training else None
+        return read_features(self._stores[spec.name], _key(spec, segment), spec, observation, self.sampling, rng)
+
+    def _end(self, segment: Segment) -> float:
+        """When a segment without an end stops: with its video, or with its last row of features."""
+        end = self._pixels.end_seconds(segment)
+        if end is not None:
+            return end
+        if not self._features:
+            raise NotObserved(f"segment {segment.id!r} has no end, and sound alone does not say where it is")
+        spec = self._features[0]
+        try:
+            return float(self._stores[spec.name].read(_key(spec, segment)).stop_seconds.max())
+        except ValueError as error:
+            raise NotObserved(str(error)) from error
+
+    def _label(self, segment: Segment, task: str, flip: bool) -> Tensor:
+        count, label = self._tasks[task], segment.labels.get(task)
+        swaps = self.flipped_labels.get(task, {}) if flip else {}
+        if count is None:
+            return torch.tensor(IGNORED if label is None else swaps.get(_one(label), _one(label)))
+        several = torch.zeros(count, dtype=torch.bool)
+        for number in () if label is None else label if isinstance(label, tuple) else (label,):
+            several[swaps.get(number, number)] = True
+        return several
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _key(spec: FeatureSpec, segment: Segment) -> str:
+    return spec.key.format(video=segment.video, id=segment.id, **segment.extra)
+
+
+def _one(label: int | tuple[int, ...]) -> int:
+    return label if isinstance(label, int) else label[0]
+
+
+def _label_kinds(dataset: Dataset, classes: Mapping[str, int]) -> dict[str, int | None]:
+    """Task -> None where a segment has one label, else the number of classes."""
+    several: dict[str, int] = {}
+    names = dict.fromkeys([*dataset.classes, *classes])
+    for segment in dataset.segments:
+        for task, label in segment.labels.items():
+            names.setdefault(task)
+            if isinstance(label, tuple):
+                several[task] = max(several.get(task, 0), max(label) + 1)
+    known = {task: len(each) for task, each in dataset.classes.items()} | dict(classes)
+    for task, least in several.items():
+        if known.get(task, least) < least:
+            raise ValueError(f"{task} has {known[task]} classes, but a segment has the label {least - 1}")
+    return {task: known.get(task, several[task]) if task in several else None for task in names}
+
+
+# --- batches
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Samples as one batch of those that could be read.
+
+    streams (B, [views,] T, ...), masks (B, [views,] T), seconds, boxes {boxes, present, categories} and labels by task,
+    each padded with zeros (masks and present: False) to the longest T and the most instances; index, epoch int64 (B,);
+    start_seconds, stop_seconds float64 (B,); id: list of B. broken: what could not be read, and damaged: what was read
+    with blemishes, each a list of {id, index, reason}. Where nothing could be read B is 0 and streams are empty.
+    """
+    whole = [sample for sample in samples if not sample.error]
+    batch: dict[str, Any] = {
+        name: {key: _batched([getattr(sample, name)[key] for sample in whole]) for key in getattr(whole[0], name)}
+        if whole
+        else {}
+        for name in ("streams", "masks", "seconds", "boxes", "labels")
+    }
+    batch["index"] = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
+    batch["epoch"] = torch.tensor([sample.epoch for sample in whole], dtype=torch.int64)
+    for name in ("start_seconds", "stop_seconds"):
+        batch[name] = torch.tensor([getattr(sample, name) for sample in whole], dtype=torch.float64)
+    batch["id"] = [sample.id for sample in whole]
+    batch["broken"] = [{"id": s.id, "index": s.index, "reason": s.error} for s in samples if s.error]
+    batch["damaged"] = [{"id": s.id, "index": s.index, "reason": s.damage} for s in whole if s.damage]
+    return batch
+
+
+def _batched(tensors: list[Tensor]) -> Tensor:
+    """One tensor, smaller ones padded with zeros; in a worker it lies in shared memory at once."""
+    shape = tuple(map(max, zip(*(tensor.shape for tensor in tensors), strict=True)))
+    padded = []
+    for tensor in tensors:
+        if tuple(tensor.shape) != shape:
+            room = tensor.new_zeros(shape)
+            room[tuple(slice(length) for length in tensor.shape)] = tensor
+            tensor = room
+        padded.append(tensor)
+    return default_collate(padded)
+
+
+def _start_worker(_: int) -> None:
+    # Workers share the cores; OpenCV would start as many threads as there are in each of them.
+    cv2.setNumThreads(1)
+
+
+def make_loader(
+    dataset: SegmentDataset,
+    *,
+    batch_size: int,
+    sampler: EpochSampler,
+    num_workers: int = 0,
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+    prefetch_batches: int = 2,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """A DataLoader whose workers stay alive between epochs: call `sampler.set_epoch` before each one."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=start_method if num_workers else None,
+        prefetch_factor=prefetch_batches if num_workers else None,
+        persistent_workers=num_workers > 0,
+    )
