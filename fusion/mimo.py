@@ -44,23 +44,53 @@ AllocateTo = Literal["certain", "uncertain"]
 def allocation_loss(
     shares: Tensor, uncertainty: Tensor, present: Tensor | None = None, *, allocate_to: AllocateTo = "certain"
 ) -> Tensor:
-    """Equation 1, mean over the batch: a scalar.
+    """Equation 1 for every task, mean over the batch: (tasks,).
 
-    shares: (B, heads, streams), s_i^k. uncertainty: (B, streams), u_i. present: bool (B, streams), None = all.
-    allocate_to: "certain" is the equation as printed, "uncertain" has s_i and s_j exchanged.
+    shares: (B, heads, tasks, streams), s_i^k. uncertainty: (B, tasks, streams), u_i. present: bool (B, streams), None =
+    all. allocate_to: "certain" is the equation as printed, "uncertain" has s_i and s_j exchanged.
     """
-    u = uncertainty[:, None, :] - uncertainty[:, :, None]  # [i, j] is u_j - u_i
-    s = shares[:, :, None, :] - shares[:, :, :, None]
-    pairs = u[:, None].relu() * (s if allocate_to == "certain" else -s).relu()
+    u = uncertainty[..., None, :] - uncertainty[..., :, None]  # [i, j] is u_j - u_i
+    s = shares[..., None, :] - shares[..., :, None]
+    u, s = u.relu(), (s if allocate_to == "certain" else -s).relu()
     if present is not None:
-        pairs = pairs * (present[:, :, None] & present[:, None, :])[:, None]
-    return pairs.sum((2, 3)).mean()
+        u = u * (present[:, :, None] & present[:, None, :])[:, None]
+    return (u[:, None] * s).sum((3, 4)).mean((0, 1))
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Of the softmax over the last dimension, in nats."""
-    logs = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return torch.special.entr(logits.softmax(-1, dtype=wide)).sum(-1)
+
+
+class Unimodal(nn.Module):
+    """A linear classifier for each stream and task, on the stream's mean; no gradient leaves it for the features."""
+
+    def __init__(self, streams: Mapping[str, int], classes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.classes = dict(classes)
+        # those of all tasks are one layer, their logits side by side
+        count = sum(classes.values())
+        self.layers = nn.ModuleDict({stream: nn.Linear(size, count) for stream, size in streams.items()})
+
+    def forward(
+        self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+        """Maps -> stream -> task -> logits (B, classes), and their entropies (B, tasks, streams given)."""
+        sizes = list(self.classes.values())
+        logits: dict[str, dict[str, Tensor]] = {}
+        found: list[Tensor] = []
+        for stream, x in features.items():
+            mask = masks.get(stream)
+            clip = x.detach().flatten(2).mean(2) if mask is None else masked_mean(as_sequence(x.detach()), mask)
+            scores = self.layers[stream](clip)
+            if mask is not None:
+                # a sample without the stream teaches its classifier nothing
+                scores = torch.where(mask.any(1)[:, None], scores, scores.detach())
+            found.append(scores)
+            logits[stream] = dict(zip(self.classes, scores.split(sizes, -1), strict=True))
+        per_task = torch.stack(found, 1).detach().split(sizes, -1)
+        return logits, torch.stack([entropy(x) for x in per_task], 1)
 
 
 class Layer(nn.Module):
@@ -157,12 +187,7 @@ class Mimo(FusionHead):
         self.classifiers = nn.ModuleDict({task: nn.Linear(width, count) for task, count in self.classes.items()})
         self.unimodal = None
         if allocation_weight > 0:
-            self.unimodal = nn.ModuleDict(
-                {
-                    s: nn.ModuleDict({task: nn.Linear(size, count) for task, count in self.classes.items()})
-                    for s, size in self.streams.items()
-                }
-            )
+            self.unimodal = Unimodal(self.streams, self.classes)
         self.register_buffer("reallocation", torch.ones(len(self.classes), len(self.streams)))
 
     # --- reallocation in testing (equations 3, 4)
@@ -203,28 +228,27 @@ class Mimo(FusionHead):
         extras: bool,
     ) -> Output:
         tokens, keep, counts = self.last_tokens(features, masks)
-        measured = self.unimodal is not None and (losses or extras)
         x, weights = self.layers[-1](
             tokens,
             len(self.classes),
             keep=keep,
             log_weights=None if self.training else self._log_weights(counts),
-            with_weights=extras or (measured and losses),
+            with_weights=extras or (losses and self.unimodal is not None),
         )
         output = Output(self.classify(x))
-        shares = None if weights is None else self._shares(weights, counts)
-        if measured:
-            output.auxiliary = self._unimodal_logits(features, masks)
-            uncertain, present = self._uncertainty(output.auxiliary, features, masks)
-            for i, task in enumerate(self.classes):
-                if losses and shares is not None:
-                    loss = allocation_loss(shares[:, :, i], uncertain[:, i], present, allocate_to=self.allocate_to)
-                    output.losses[f"allocation/{task}"] = self.allocation_weight * loss
-                if extras:
-                    output.extras[f"uncertainty/{task}"] = uncertain[:, i].masked_fill(~present, torch.nan)
+        shares = None if weights is None else self._shares(weights, [count for count in counts if count])
+        if self.unimodal is not None and (losses or extras):
+            alone, u = self.unimodal(features, masks)
+            output.auxiliary = {f"unimodal/{stream}": logits for stream, logits in alone.items()}
+            present = self._present(features, masks) if masks else None
+            if losses and shares is not None:
+                loss = self.allocation_weight * allocation_loss(shares, u, present, allocate_to=self.allocate_to)
+                output.losses = {f"allocation/{task}": x for task, x in zip(self.classes, loss, strict=True)}
+            if extras:
+                u = u if present is None else u.masked_fill(~present[:, None], torch.nan)
+                output.extras |= self._looked_at("uncertainty", u, features, absent=torch.nan)
         if extras and shares is not None:
-            for i, task in enumerate(self.classes):
-                output.extras[f"attention/{task}"] = shares[:, :, i].detach()
+            output.extras |= self._looked_at("attention", shares.detach().transpose(1, 2), features, absent=0.0)
         return output
 
     def last_tokens(
@@ -286,38 +310,21 @@ class Mimo(FusionHead):
         return torch.cat([tasks, *(logs[:, i : i + 1].expand(-1, count) for i, count in enumerate(counts))], 1)
 
     def _shares(self, weights: Tensor, counts: list[int]) -> Tensor:
-        """Attention (B, heads, tasks, L) summed over each stream's tokens: (B, heads, tasks, streams)."""
+        """Attention (B, heads, tasks, L) summed over each given stream's tokens: (B, heads, tasks, streams given)."""
         _, *parts = weights.split([len(self.classes), *counts], -1)
         wide = torch.promote_types(weights.dtype, torch.float32)
         return torch.stack([part.sum(-1, dtype=wide) for part in parts], -1)
 
-    def _unimodal_logits(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        assert self.unimodal is not None
-        found = {}
-        for stream, x in features.items():
-            mask = masks.get(stream)
-            clip = masked_mean(as_sequence(x.detach()), mask)
-            found[f"unimodal/{stream}"] = logits = {}
-            for task, layer in self.unimodal[stream].items():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-                scores = layer(clip)
-                # a sample without the stream teaches its classifier nothing
-                logits[task] = scores if mask is None else torch.where(mask.any(1)[:, None], scores, scores.detach())
-        return found
+    def _present(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """Which of the given streams a sample has: bool (B, streams given)."""
+        return torch.stack([(masks[s] if s in masks else mask_of_ones(x)).any(1) for s, x in features.items()], 1)
 
-    def _uncertainty(
-        self, logits: dict[str, dict[str, Tensor]], features: dict[str, Tensor], masks: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """u (B, tasks, streams), 0 for streams that are missing, and which are there: bool (B, streams)."""
-        some = next(iter(features.values()))
-        present = torch.zeros(len(some), len(self.streams), dtype=torch.bool, device=some.device)
-        measured: list[Tensor] = []
-        for i, stream in enumerate(self.streams):
-            if stream in features:
-                present[:, i] = masks[stream].any(1) if stream in masks else True
-                measured.append(torch.stack([entropy(x.detach()) for x in logits[f"unimodal/{stream}"].values()], 1))
-        u = measured[0].new_zeros(len(some), len(self.classes), len(self.streams))
-        u[:, :, [i for i, stream in enumerate(self.streams) if stream in features]] = torch.stack(measured, 2)
-        return u, present
+    def _looked_at(self, name: str, values: Tensor, features: dict[str, Tensor], *, absent: float) -> dict[str, Tensor]:
+        """Extras from (B, tasks, ..., streams given): for each task (B, ..., streams), `absent` for those not given."""
+        given = dict(zip(features, values.unbind(-1), strict=True))
+        missing = torch.full_like(values[..., 0], absent)
+        values = torch.stack([given.get(stream, missing) for stream in self.streams], -1)
+        return {f"{name}/{task}": values[:, i] for i, task in enumerate(self.classes)}
 
 
 def mask_of_ones(x: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ def naive_allocation(matrix, owner, task, u):
 
 def naive_uncertainty(head, sample, stream, task):
     feature = sample[stream].mean((1, 2, 3))
-    p = head.unimodal[stream][task](feature).softmax(-1)
+    logits = dict(zip(head.classes, head.unimodal.layers[stream](feature).split([5, 7]), strict=True))
+    p = logits[task].softmax(-1)
     return -sum(x * x.log() for x in p)
 
 
@@ -126,23 +127,23 @@ def test_equation_1_2():
 
 
 def test_the_text_exchanges_the_streams_attention():
-    shares, u = torch.tensor([[[0.1, 0.6, 0.3]]]), torch.tensor([[2.0, 1.0, 0.5]])
+    shares, u = torch.tensor([[[[0.1, 0.6, 0.3]]]]), torch.tensor([[[2.0, 1.0, 0.5]]])
     # u_0 - u_1 = 1, s_0 - s_1 < 0: nothing; (1, 2): .5 * .3; (0, 2): 1.5, s_0 - s_2 < 0: nothing
-    torch.testing.assert_close(allocation_loss(shares, u), torch.tensor(0.5 * 0.3))
+    torch.testing.assert_close(allocation_loss(shares, u), torch.tensor([0.5 * 0.3]))
     text = allocation_loss(shares, u, allocate_to="uncertain")
-    torch.testing.assert_close(text, torch.tensor(1.0 * 0.5 + 1.5 * 0.2))
+    torch.testing.assert_close(text, torch.tensor([1.0 * 0.5 + 1.5 * 0.2]))
     without = allocation_loss(shares, u, torch.tensor([[True, False, True]]), allocate_to="uncertain")
-    torch.testing.assert_close(without, torch.tensor(1.5 * 0.2))
+    torch.testing.assert_close(without, torch.tensor([1.5 * 0.2]))
 
 
 def test_allocation_moves_attention_the_way_it_says():
     torch.manual_seed(0)
-    u = torch.tensor([[2.0, 0.5]])
+    u = torch.tensor([[[2.0, 0.5]]])
     for allocate_to, gains in (("certain", 1), ("uncertain", 0)):
-        scores = torch.tensor([[[0.3, 0.0]]]) if gains else torch.tensor([[[0.0, 0.3]]])
+        scores = torch.tensor([[[[0.3, 0.0]]]]) if gains else torch.tensor([[[[0.0, 0.3]]]])
         scores.requires_grad_()
         allocation_loss(scores.softmax(-1), u, allocate_to=allocate_to).backward()
-        assert scores.grad[0, 0, gains] < 0 < scores.grad[0, 0, 1 - gains]
+        assert scores.grad[0, 0, 0, gains] < 0 < scores.grad[0, 0, 0, 1 - gains]
 
 
 def test_a_lacking_stream_is_in_no_pair():
@@ -166,7 +167,18 @@ def test_a_lacking_stream_is_in_no_pair():
         assert output.extras[f"attention/{task}"][1, :, 1].abs().max() == 0
     # nor does it teach its classifier anything
     sum(x[1].sum() for x in output.auxiliary["unimodal/flow"].values()).backward()
-    assert all(p.grad is None or p.grad.abs().max() == 0 for p in head.unimodal["flow"].parameters())
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in head.unimodal.layers["flow"].parameters())
+
+
+def test_a_stream_that_nobody_has_is_shown_as_absent():
+    head = double_head()
+    features = {s: x for s, x in doubles(head).items() if s != "flow"}
+    output = head(features, losses=True, extras=True)
+    assert set(output.auxiliary) == {"unimodal/rgb", "unimodal/audio"} and len(output.losses) == 2
+    for task in CLASSES:
+        u, shares = output.extras[f"uncertainty/{task}"], output.extras[f"attention/{task}"]
+        assert u.shape == (3, 3) and u[:, 1].isnan().all() and u[:, [0, 2]].isfinite().all()
+        assert shares.shape == (3, 4, 3) and shares[..., 1].eq(0).all() and shares[..., [0, 2]].gt(0).all()
 
 
 def test_gradients():
