@@ -16,10 +16,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from _common import save, table
 from torch import Tensor, nn
+
+from actionfuse.fusion.attention import MultiHeadAttention
+from actionfuse.fusion.mif import DMF, MIFParallel, mif_parallel
+from actionfuse.fusion.mif_stages import DPES, sinusoids
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class Setting:
         shape = (self.batch, self.steps, width or self.width)
         return torch.randn(shape, device=self.device, dtype=self.dtype, requires_grad=True)
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: Placed) -> Placed:
         """The module on the device in the dtype, in training mode."""
         return module.to(self.device, self.dtype).train()
 
@@ -100,7 +107,7 @@ def mimo(setting: Setting) -> list[Comparison]:
     """Training of `mimo` and of `query`, the same without the allocating loss; three streams, verbs and nouns."""
     from actionfuse.fusion import create_head
 
-    streams = dict.fromkeys(("rgb", "flow", "audio"), setting.width)
+    streams: dict[str, int] = dict.fromkeys(["rgb", "flow", "audio"], setting.width)
     classes = {"verb": 97, "noun": 300}
     labels = {task: torch.randint(0, n, (setting.batch,), device=setting.device) for task, n in classes.items()}
     shape = (setting.batch, setting.width, max(1, setting.steps // 8), 7, 7)
@@ -140,10 +147,173 @@ def mimo(setting: Setting) -> list[Comparison]:
     ]
 
 
+def mcu(setting: Setting) -> list[Comparison]:
+    """M-Mixer's units of two streams, d_h 512, from features and contents to the last hidden states: beside a cell of
+    separate layers that is called for each stream and step, as equations 7 to 14 are written."""
+    from actionfuse.fusion.mmixer import MCU
+
+    width = 512
+
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = (setting.width, setting.width, 2 * width, width, width, width)
+            self.layers = nn.ModuleList(nn.Linear(size, width, bias=False) for size in sizes)
+            self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes)
+
+        def product(self, number: int, x: Tensor) -> Tensor:
+            return self.norms[number](self.layers[number](x))
+
+        def content(self, x: Tensor) -> Tensor:
+            return self.product(1, x).tanh()
+
+        def forward(self, x: Tensor, content: Tensor, hidden: Tensor) -> Tensor:
+            feature = self.product(0, x).tanh()
+            share = self.product(2, torch.cat([feature, content], -1)).sigmoid()
+            mixed = share * feature + (1 - share) * content
+            reset = self.product(3, mixed + hidden).sigmoid()
+            update = self.product(4, mixed + hidden).sigmoid()
+            new = self.product(5, reset * hidden + mixed).tanh()
+            return update * new + (1 - update) * hidden
+
+    features = [setting.sequence() for _ in range(2)]
+    cells = [setting.place(Cell()) for _ in features]
+
+    def loop(*, content_once: bool) -> None:
+        last = []
+        for cell, x, other in zip(cells, features, features[::-1], strict=True):
+            summary = other.mean(1)
+            content = cell.content(summary)
+            hidden = x.new_zeros(setting.batch, width)
+            for step in x.unbind(1):
+                hidden = cell(step, content if content_once else cell.content(summary), hidden)
+            last.append(hidden)
+        torch.stack(last).sum().backward()
+
+    units = setting.place(MCU([setting.width] * 2, [setting.width] * 2, width))
+
+    def ours(units: Callable[..., tuple[list[Tensor], Tensor | None]]) -> None:
+        units(features, [x.mean(1) for x in features[::-1]])[0][-1].sum().backward()
+
+    contenders: dict[str, Callable[[], object]] = {
+        "a cell for each stream and step": lambda: loop(content_once=False),
+        "the same, content projected once": lambda: loop(content_once=True),
+        "MCU": lambda: ours(units),
+    }
+    if setting.device == "cuda":
+        compiled, replayed = torch.compile(units), torch.compile(units, mode="reduce-overhead")
+        contenders["MCU, compiled"] = lambda: ours(compiled)
+        contenders["MCU, compiled, CUDA graphs"] = lambda: ours(replayed)
+        wanted = {"MCU, compiled, CUDA graphs": 5.0}
+    else:
+        wanted = {"MCU": 1.5}
+    return [Comparison(title="M-Mixer: contextualization units", contenders=contenders, wanted=wanted)]
+
+
+class PlainFusion(nn.Module):
+    """Equations 1 to 3 of MIF, one module for each stream and pair: what `mif_parallel` does in one call."""
+
+    def __init__(self, head: MIFParallel) -> None:
+        super().__init__()
+        self.pairs, self.places = head.pairs, {name: place for place, name in enumerate(head.streams)}
+        width, heads = head.design.width, head.design.heads
+
+        def separate(block: DPES | DMF) -> tuple[nn.ModuleList, nn.ModuleList]:
+            ours, gains = block.attention, block.norm
+            attentions, norms = nn.ModuleList(), nn.ModuleList()
+            for g in range(len(ours.query)):
+                attention, norm = MultiHeadAttention(width, heads, bias=False), nn.LayerNorm(width)
+                attention.query.weight.data.copy_(ours.query[g])
+                attention.key_value.weight.data.copy_(ours.key_value[g])
+                attention.out.weight.data.copy_(ours.out[g])
+                norm.weight.data.copy_(gains.weight.view(-1, width)[g])
+                norm.bias.data.copy_(gains.bias.view(-1, width)[g])
+                attentions.append(attention)
+                norms.append(norm)
+            return attentions, norms
+
+        self.own, self.own_norms = separate(head.stage1)
+        self.cross, self.cross_norms = separate(head.fusion)
+
+    def stage1(self, streams: list[Tensor], positions: Tensor) -> list[Tensor]:
+        found = []
+        for x, attention, norm in zip(streams, self.own, self.own_norms, strict=True):
+            z = x + positions
+            found.append(norm(z + attention(z, z)[0]) + positions)
+        return found
+
+    def stage2(self, streams: list[Tensor]) -> Tensor:
+        found = []
+        for (i, j), attention, norm in zip(self.pairs, self.cross, self.cross_norms, strict=True):
+            asking, looked_at = streams[self.places[i]], streams[self.places[j]]
+            found.append(norm(attention(asking, looked_at)[0] + asking))
+        return sum(found[1:], found[0])
+
+
+def mif(setting: Setting) -> list[Comparison]:
+    """`mif_parallel`, three streams, verbs and nouns: pairs batched against six modules called in turn."""
+    streams = {"rgb": setting.width, "flow": setting.width, "objects": 352}
+    classes = {"verb": 97, "noun": 300}
+    head = setting.place(mif_parallel(streams=streams, classes=classes, width=setting.width, heads=8, dropout=0.0))
+    plain = setting.place(PlainFusion(head))
+    features = {name: setting.sequence(size) for name, size in streams.items()}
+    stacked = torch.stack([setting.sequence() for _ in streams]).detach().requires_grad_()
+    index = torch.arange(setting.steps, device=setting.device)
+
+    def plain_stage2() -> Tensor:
+        return plain.stage2([*stacked.unbind()])
+
+    def our_stage2() -> Tensor:
+        return head.interact(stacked)[0].sum(0)
+
+    def plain_head() -> Tensor:
+        projected = [head.project[name](x) for name, x in features.items()]
+        positions = sinusoids(index, setting.width).to(setting.dtype)
+        vector = plain.stage2(plain.stage1(projected, positions)).mean(1)
+        return torch.cat([*head.stage3(vector).values()], 1)
+
+    def our_head() -> Tensor:
+        return torch.cat([*head(features).logits.values()], 1)
+
+    with torch.no_grad():
+        tolerance = 1e-4 if setting.dtype == torch.float32 else 0.1
+        torch.testing.assert_close(our_stage2(), plain_stage2(), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(our_head(), plain_head(), rtol=tolerance, atol=tolerance)
+
+    def training(run: Callable[[], Tensor], *modules: nn.Module) -> Callable[[], None]:
+        def both() -> None:
+            run().sum().backward()
+            for module in modules:
+                module.zero_grad()
+
+        return both
+
+    return [
+        Comparison(
+            title="MIF, stage 2: the pairs of three streams",
+            contenders={
+                "six modules in turn": training(plain_stage2, plain),
+                "batched": training(our_stage2, head),
+            },
+            wanted={"batched": 1.5},
+        ),
+        Comparison(
+            title="MIF, the whole head",
+            contenders={
+                "a module for each stream and pair": training(plain_head, plain, head),
+                "mif_parallel": training(our_head, head),
+            },
+            wanted={},
+        ),
+    ]
+
+
 COMPARISONS: dict[str, Callable[[Setting], list[Comparison]]] = {
     # one line each: name on the command line -> function
     "interactive_pairs": interactive_pairs,
+    "mif": mif,
     "mimo": mimo,
+    "mcu": mcu,
 }
 
 
