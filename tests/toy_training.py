@@ -14,7 +14,7 @@ from actionfuse.train.recipe import Recipe, recipe_of
 VERBS, NOUNS, SECONDS, STEP = 3, 4, 4, 0.25
 
 
-def write_toy(root: Path, videos: int = 12, seed: int = 0) -> Path:
+def write_toy(root: Path, videos: int = 12, seed: int = 0, nan_video: int | None = None) -> Path:
     """`rgb` tells the noun, `flow` the verb; each video has four segments of a second."""
     rng = np.random.default_rng(seed)
     means = {"rgb": rng.normal(size=(NOUNS, 8)), "flow": rng.normal(size=(VERBS, 6))}
@@ -27,6 +27,8 @@ def write_toy(root: Path, videos: int = 12, seed: int = 0) -> Path:
                 centre = centres[noun if stream == "rgb" else verb]
                 rows.append(centre + 0.5 * rng.normal(size=(4, centres.shape[1])))
             data = np.concatenate(rows).astype(np.float32)
+            if video == nan_video:
+                data[:] = np.nan
             times = np.arange(len(data)) * STEP
             with store.writer(f"v{video}.mp4", row_shape=data.shape[1:]) as writer:
                 writer.write(0, data)

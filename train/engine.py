@@ -256,10 +256,11 @@ class Trainer:
             self.log.start(epochs * self.steps_per_epoch, self.progress.step)
             while self.progress.epoch < epochs:
                 self._epoch()
+                self._tell_broken()
                 epoch = self.progress.epoch
                 if (epoch + 1) % self.recipe.run.test_every == 0 or epoch + 1 == epochs:
                     results = self._test()
-                self._end_epoch()
+                self.progress.epoch, self.progress.in_epoch, self.progress.broken = epoch + 1, 0, []
                 self._save()
         finally:
             self.log.close()
@@ -394,6 +395,8 @@ class Trainer:
             if tested is None:
                 continue
             split = self.test_split
+            if not len(tested.scores):
+                raise ValueError(f"nothing of the split {split.split!r} can be read, such as {_told(tested.broken[0])}")
             table = tested.scores.table(missing="error")
             rows = evaluate(table, parts=split.parts, subsets=split.subsets, many_shot=split.many_shot)
             found |= {f"{row.name}{'@' + name if name else ''}": row.value for row in rows}
@@ -420,8 +423,8 @@ class Trainer:
             files = {**self._files(), "metrics.json": json.dumps(results, indent=1).encode()}
             checkpoint.write_best(self.folder, self.progress.step, files)
 
-    def _end_epoch(self) -> None:
-        """Broken segments are told, and too many end the run."""
+    def _tell_broken(self) -> None:
+        """Segments of the epoch that could not be read; too many end the run."""
         broken = self._gathered(self.progress.broken)
         ids = {row["id"]: row for row in broken}
         share = len(ids) / len(self.train_split.segments)
@@ -433,8 +436,6 @@ class Trainer:
                 f"{len(ids)} of {len(self.train_split.segments)} segments cannot be read, more than "
                 f"data.max_broken_share={self.recipe.data.max_broken_share:g} allows, such as {_told(broken[0])}"
             )
-        progress = self.progress
-        progress.epoch, progress.in_epoch, progress.broken = progress.epoch + 1, 0, []
 
     # --- checkpoints
 
