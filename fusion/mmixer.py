@@ -9,7 +9,8 @@ unit, has a mix module (eq. 7 to 10) and reset and update gates (eq. 11 to 14).
 
 Fast where the equations would be slow: only the products with h_{t-1} wait for the step before. The mix module runs for
 all steps at once, g^i is projected once, and W_s [f; g] is W_sf f + W_sg g, of which the second part is constant in
-time. W_r and W_z are one matrix, and the units of all streams run side by side in one batched product.
+time. W_r and W_z are one matrix, and the units of all streams run side by side in one batched product. In training,
+the gradients of the recurrent weights are summed over many steps at once (mmixer_scan.py).
 
 Choices where the text is silent: layer norms have a gain and a shift; h_0 is zeros; ASO by GRU has width d_h and gives
 its last state. The mix module as "simple concatenation" (Table 3, II) is W_m [f; g] of the two embeddings of eq. 7 and
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .contract import FusionHead, Instances, Output, masked_mean, register
+from .mmixer_scan import Scan
 
 Summary = Literal["avg", "max", "gru"]
 Unit = Literal["mcu", "lstm", "gru"]
@@ -92,7 +94,13 @@ class MixModule(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """Reset and update module, eq. 11 to 14, of `count` units side by side."""
+    """Reset and update module, eq. 11 to 14, of `count` units side by side.
+
+    scan: False = plain operations always, also where mmixer_scan.py computes the same with a faster gradient. For
+    second derivatives and torch.func.
+    """
+
+    scan = True
 
     def __init__(self, count: int, width: int, *, layer_norm: bool = True) -> None:
         super().__init__()
@@ -107,6 +115,15 @@ class Recurrence(nn.Module):
         """mixed: f~ (N, B, T, width). The hidden states h_0 (zeros) to h_T: T + 1 of (N, B, width)."""
         gates_norm = self.gates_norm and self.gates_norm.affine
         candidate_norm = self.candidate_norm and self.candidate_norm.affine
+        if (
+            self.scan
+            and gates_norm
+            and candidate_norm
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(mixed.device.type)
+        ):
+            return list(Scan.apply(mixed, self.gates, self.candidate, *gates_norm, *candidate_norm, EPS))
         hidden = [torch.zeros_like(mixed[:, :, 0])]
         for step in mixed.unbind(2):
             weights = self.gates, self.candidate, gates_norm, candidate_norm

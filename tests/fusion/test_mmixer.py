@@ -185,6 +185,30 @@ def test_gradients(options):
     assert torch.autograd.gradcheck(run, inputs)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 256])
+def test_the_written_gradient_is_the_automatic_one(rows, monkeypatch):
+    """Of the hidden states of all steps, in pieces of one step, of two (the last is shorter), and of all five."""
+    monkeypatch.setattr("actionfuse.fusion.mmixer_scan.ROWS", rows)
+    torch.manual_seed(0)
+    recurrence = Recurrence(3, 4).double()
+    for parameter in recurrence.parameters():
+        nn.init.normal_(parameter)
+    mixed = torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    wanted_by = torch.randn(6, 3, 2, 4, dtype=torch.float64)
+    inputs = (mixed, *recurrence.parameters())
+    for used in (slice(None), slice(-1, None), slice(1, 4, 2)):
+        found = []
+        for recurrence.scan in (True, False):
+            hidden = recurrence(mixed)
+            assert (hidden[-1].grad_fn.name() == "ScanBackward") == recurrence.scan
+            total = sum((h * w).sum() for h, w in zip(hidden[used], wanted_by[used], strict=True))
+            found.append([*hidden, *torch.autograd.grad(total, inputs)])
+        for written, automatic in zip(*found, strict=True):
+            torch.testing.assert_close(written, automatic, rtol=1e-10, atol=1e-10)
+    recurrence.scan = True
+    assert torch.autograd.gradcheck(lambda x, *_: recurrence(x)[-1], inputs)
+
+
 def test_classifiers_of_single_streams_leave_the_network_alone():
     head = double_head()
     output = head(sequences_of(head))
