@@ -13,6 +13,8 @@ What is drawn follows from (law, size, seed); the encoded files from that and th
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -151,8 +153,8 @@ def make(job: Job) -> None:
             _write_text(job.root / name, texts[name])
     else:
         script = job.plan.videos[job.video]
-        folder = job.root / TEMPORARY / script.id
-        shutil.rmtree(folder, ignore_errors=True)
+        # Of this call alone: what a killed call's last process still writes must not get in its way.
+        folder = job.root / TEMPORARY / f"{script.id}-{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         made = [folder / path.relative_to(job.root) for path in outputs(job)]
         for path in made:

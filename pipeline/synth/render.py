@@ -67,11 +67,11 @@ class Scene:
             pose = pose_at(self.law, instance, self._layouts[instance.id], seconds)
             if pose is not None:
                 shot = Shot(pose, instance, (shake_x, shake_y))
-                hand = _box(_hand_matrix(shot, pose.hand), _hull(sprites.grey_hand_sprite(200, 90)))
+                hand = _box(_hand_matrix(shot, pose.hand), _around(sprites.grey_hand_sprite(200, 90)))
                 thing = None
                 if pose.object is not None:
                     outline = self._outline(instance)
-                    thing = _box(_object_matrix(shot, pose.object), _hull(sprites.heat_sprite(outline, "hot")))
+                    thing = _box(_object_matrix(shot, pose.object), _around(sprites.heat_sprite(outline, "hot")))
                 return Shot(pose, instance, shot.shake, hand, thing)
         return Shot(None, None, (shake_x, shake_y))
 
@@ -156,36 +156,27 @@ def _shadow(frame: np.ndarray, sprite: np.ndarray, matrix: np.ndarray, x: float,
     frame *= 1 - cv2.GaussianBlur(opacity, (7, 7), 2.0).astype(np.float32)[..., None] * (0.38 / 255)
 
 
-def _cut(polygon: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The part of a convex polygon (N, 2) where the linear function with values `inside` (N,) is 0 or more."""
-    following, next_inside = np.roll(polygon, -1, 0), np.roll(inside, -1)
-    crosses = (inside >= 0) != (next_inside >= 0)
-    share = np.divide(inside, inside - next_inside, out=np.zeros_like(inside), where=crosses)
-    crossings = polygon + share[:, None] * (following - polygon)
-    both = np.stack([polygon, crossings], 1).reshape(-1, 2)
-    return both[np.stack([inside >= 0, crosses], 1).reshape(-1)]
+_outlines: dict[int, np.ndarray] = {}
 
 
-_hulls: dict[int, np.ndarray] = {}
+def _around(sprite: np.ndarray) -> np.ndarray:
+    """float64 (N, 2): pixels all around what a cached sprite shows, just outside of it."""
+    if id(sprite) not in _outlines:
+        mask = cv2.dilate((sprite[..., 3] > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+        found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        _outlines[id(sprite)] = np.concatenate(found)[:, 0].astype(np.float64)
+    return _outlines[id(sprite)]
 
 
-def _hull(sprite: np.ndarray) -> np.ndarray:
-    """float64 (N, 2): corners of the convex hull of a cached sprite's pixels, as edges of pixels."""
-    if id(sprite) not in _hulls:
-        rows, columns = np.nonzero(sprite[..., 3])
-        points = np.concatenate([np.stack([columns + dx, rows + dy], -1) for dx in (-1, 1) for dy in (-1, 1)])
-        _hulls[id(sprite)] = cv2.convexHull(points.astype(np.int32))[:, 0].astype(np.float64)
-    return _hulls[id(sprite)]
-
-
-def _box(matrix: np.ndarray, hull: np.ndarray) -> tuple[float, float, float, float] | None:
-    """Around the hull in the frame, pixel edges; None where less than two pixels of a side are seen."""
-    points = hull @ matrix[:, :2].T + matrix[:, 2] + 0.5  # pixel centres lie at whole numbers in warpAffine
-    for axis, limit, sign in ((0, 0.0, 1.0), (0, float(WIDTH), -1.0), (1, 0.0, 1.0), (1, float(HEIGHT), -1.0)):
-        points = _cut(points, sign * (points[:, axis] - limit))
-        if len(points) < 3:
-            return None
+def _box(matrix: np.ndarray, around: np.ndarray) -> tuple[float, float, float, float] | None:
+    """Around what is drawn in the frame, edges of pixels; None where less than two pixels of a side are seen."""
+    points = around @ matrix[:, :2].T + matrix[:, 2] + 0.5  # pixel centres lie at whole numbers in warpAffine
+    frame = np.array([WIDTH, HEIGHT], np.float64)
+    points = points[((points > 0.3) & (points < frame - 0.3)).all(1)]  # what is nearer to the edge covers no pixel
+    if not len(points):
+        return None
     low, high = points.min(0), points.max(0)
+    low, high = np.where(low < 1, 0, low), np.where(high > frame - 1, frame, high)
     if (high - low).min() < 2:
         return None
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
