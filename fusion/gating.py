@@ -1,7 +1,7 @@
 """Gated multimodal units: every channel of the joint vector is mixed from the streams by learned gates.
 
 Sources: Arevalo, Solorio, Montes-y-Gomez and Gonzalez, "Gated Multimodal Units for Information Fusion", 2017
-(arXiv:1702.01992), section 3.1; and for three streams the two rules of the public code of TBN (Kazakos et al., ICCV
+(arXiv:1702.01992); and for three streams the two rules of the public code of TBN (Kazakos et al., ICCV
 2019, ekazakos/temporal-binding-network). `gating` is also a row of Table 2 of the MIMO paper.
 
 h_i = tanh(W_i x_i), and h is by `rule`

@@ -1,7 +1,7 @@
 """Mid-level fusion of Temporal Binding Networks: streams meet step by step, before time is averaged.
 
 Source: Kazakos, Nagrani, Zisserman and Damen, "EPIC-Fusion: Audio-Visual Temporal Binding for Egocentric Action
-Recognition", ICCV 2019, section 3; public code ekazakos/temporal-binding-network. `mid_level` is also a row of Table 2
+Recognition", ICCV 2019; public code ekazakos/temporal-binding-network. `mid_level` is also a row of Table 2
 of the MIMO paper. Context gating: Miech, Laptev and Sivic, "Learnable pooling with Context Gating", 2017
 (arXiv:1706.06905), x * sigmoid(W x + b).
 
