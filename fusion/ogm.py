@@ -1,8 +1,8 @@
 """On-the-fly gradient modulation: the encoder of the stream that is ahead learns slower, so that the others catch up.
 
 Source: Peng, Wei, Deng, Wang and Hu, "Balanced Multimodal Learning via On-the-fly Gradient Modulation", CVPR 2022,
-equation 10 and what goes with it in the public code GeWu-Lab/OGM-GE_CVPR2022. Table 3 of the MIMO paper (Hou et al.) uses it with the ratio
-taken from verbs, OGM (v), or from nouns, OGM (n).
+equation 10 and what goes with it in the public code GeWu-Lab/OGM-GE_CVPR2022. Table 3 of the MIMO paper (Hou et al.)
+uses it with the ratio taken from verbs, OGM (v), or from nouns, OGM (n).
 
 With s_i = sum over the batch of softmax(logits of stream i alone)[label],
 rho_i = s_i / s_j   and   k_i = 1 - tanh(alpha rho_i) where rho_i > 1, else 1:
