@@ -20,8 +20,8 @@ bounding_box_annotations/):
     annotations.json                     or bounding_box_smthsmth_part1.json to _part4.json
     videos/151201.webm                   or 20bn-something-something-v2/, or frames/151201/0001.jpg at 12 a second
 
-Class numbers are the alphabetical rank of the class names, not the numbers in labels.json (facebookresearch's and
-others' later code uses those: convert where its scores are compared).
+Class numbers are the alphabetical rank of the class names, as in the splits' own code, not the numbers in labels.json.
+Code that takes those (ORViT) orders its scores otherwise.
 """
 
 from __future__ import annotations

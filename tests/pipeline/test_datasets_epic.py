@@ -24,7 +24,7 @@ from dataset_files import (
 from golden_cases import FOLDER
 
 from actionfuse.pipeline.annotations import Segment
-from actionfuse.pipeline.datasets import LayoutError, load_dataset, rulstm
+from actionfuse.pipeline.datasets import Dataset, LayoutError, load_dataset, rulstm
 from actionfuse.pipeline.datasets.epic_kitchens import frame_rate
 
 
@@ -373,3 +373,12 @@ def test_paths_of_the_users_own(epic100, tmp_path):
     dataset = load_dataset("epic_kitchens_100", epic100, "train", paths={"rgb": "{camera}/{video}.mp4"})
     with pytest.raises(ValueError, match="has no 'camera'; it has .*participant"):
         dataset.path(segment)
+
+
+def test_names_are_no_patterns(tmp_path):
+    for name in ("take [1].mp4", "take 1.mp4"):
+        (tmp_path / name).touch()
+    segment = Segment("take [1]", 0.0, 1.0, "x")
+    paths = {"rgb": "{video}.*"}
+    dataset = Dataset(name="own", split="all", segments=(segment,), classes={}, root=tmp_path, paths=paths)
+    assert dataset.path(segment) == tmp_path / "take [1].mp4"

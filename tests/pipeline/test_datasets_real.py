@@ -1,7 +1,7 @@
 """Counts of the public annotation files, where ACTIONFUSE_TEST_DATA names a folder that holds them; none are shipped.
 
 Folders below it, each where its files are to be had: rulstm_ek55, rulstm_ek100, rulstm_egtea, epic100_official,
-afft_ek55_ori (EPIC-KITCHENS-55's class lists and many-shot lists), something_else.
+afft_ek55_ori (EPIC-KITCHENS-55's class lists and many-shot lists), epic55_official, something_else.
 """
 
 import json
@@ -110,6 +110,21 @@ def test_official_epic100_agrees_with_rulstm(tmp_path):
         ours, theirs = (np.array([s.start_seconds for s in d.segments]) for d in (stamps, frames))
         assert np.abs(ours - theirs).max() <= 1 / 50 + 1e-9
     assert len(stamps.segments) == 13092 and all(not s.labels for s in stamps.segments)
+
+
+def test_official_epic55_agrees_with_rulstm(tmp_path):
+    for path in folder("epic55_official").glob("*.csv"):
+        (tmp_path / path.name).symlink_to(path.resolve())
+    (tmp_path / "validation_videos.csv").symlink_to((folder("rulstm_ek55") / "validation_videos.csv").resolve())
+    for split in ("train", "validation", "test_seen", "test_unseen"):
+        official = load_dataset("epic_kitchens_55", tmp_path, split)
+        other = load_dataset("epic_kitchens_55", folder("rulstm_ek55"), split, annotations="rulstm")
+        assert [s.id for s in official.segments] == [s.id for s in other.segments]
+        assert [s.labels for s in official.segments] == [s.labels for s in other.segments]
+        assert [rulstm.start_frame(s) for s in official.segments] == [rulstm.start_frame(s) for s in other.segments]
+        assert official.parts == other.parts and official.notes == ()
+    by_participants = load_dataset("epic_kitchens_55", tmp_path, "validation", validation="participants")
+    assert len(by_participants.segments) == 5281
 
 
 def test_action_numbers_from_pairs_are_rulstms():
