@@ -94,6 +94,8 @@ class Trainer:
         self.recipe, self.folder = recipe, folder
         run = recipe.run
         self.accelerator = Accelerator(
+            # said, or torchrun's processes on a CPU would each train alone
+            cpu=not torch.accelerator.is_available(),
             mixed_precision="no" if run.precision == "fp32" else run.precision,
             log_with=list(run.trackers) or None,  # pyright: ignore[reportArgumentType]
             project_dir=str(folder),

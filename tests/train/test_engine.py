@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,38 @@ def test_a_world_that_is_not_the_one_asked_for_is_refused(monkeypatch):
 def test_wrong_recipes_are_told(root, tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         train(toy_recipe(root, run__epochs=1, **changes), tmp_path)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from toy_training import toy_recipe
+from actionfuse.train.engine import Trainer
+recipe = toy_recipe(Path(sys.argv[2]), run__epochs=int(sys.argv[4]), data__options={"missing": 1})
+Trainer(recipe, Path(sys.argv[3]), processes=2, quiet=True).run()
+"""
+
+
+def test_two_processes_are_one(root, tmp_path):
+    """The same losses and results as one process, also where it goes on alone after the first epoch."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    tests = Path(__file__).parent.parent
+    done = subprocess.run(
+        [*torchrun, tmp_path / "script.py", tests, root, tmp_path / "two", "2"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    train(toy_recipe(root, run__epochs=2, data__options={"missing": 1}), tmp_path / "one")
+    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    assert [row["kind"] for row in one] == [row["kind"] for row in two]
+    for first, second in zip(one, two, strict=True):
+        for key, value in first.items():
+            assert second[key] == (pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value)
+    again = subprocess.run(
+        [*torchrun, tmp_path / "script.py", tests, root, tmp_path / "two", "2"], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr  # nothing is left to do, and nothing is doubled
+    assert read_metrics(tmp_path / "two") == two
