@@ -223,9 +223,9 @@ class PlainFusion(nn.Module):
             attentions, norms = nn.ModuleList(), nn.ModuleList()
             for g in range(len(ours.query)):
                 attention, norm = MultiHeadAttention(width, heads, bias=False), nn.LayerNorm(width)
-                attention.query.weight.data.copy_(ours.query[g])
-                attention.key_value.weight.data.copy_(ours.key_value[g])
-                attention.out.weight.data.copy_(ours.out[g])
+                attention.query.weight.data.copy_(ours.query[g].T)
+                attention.key_value.weight.data.copy_(ours.key_value[g].T)
+                attention.out.weight.data.copy_(ours.out[g].T)
                 norm.weight.data.copy_(gains.weight.view(-1, width)[g])
                 norm.bias.data.copy_(gains.bias.view(-1, width)[g])
                 attentions.append(attention)

@@ -1,9 +1,10 @@
 """Several layers of one shape, each with weights and inputs of its own, computed in one call.
 
 Six attention modules called in turn start six times as many kernels, each too small to fill a GPU or a core. Here the
-groups' weights stand in one tensor, group first: `weight[g]` is what a layer of its own would have. What has one value
-per channel is stored flat, (groups * D), so that an optimizer that exempts one-dimensional parameters from weight decay
-does so here too.
+groups' weights stand in one tensor, group first. weight[g] is (inputs, outputs), the transpose of nn.Linear's: with the
+other order the gradient comes out transposed and is copied at every step, which costs a CPU up to half of the time.
+What has one value per channel is stored flat, (groups * D), so that an optimizer that exempts one-dimensional parameters
+from weight decay does so here too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class GroupedAttention(nn.Module):
 
     Without biases, as printed there: softmax(Q W_Q (K W_K)^T / sqrt(D / heads)) V W_V per head, concatenated, W_O. A
     sample without any key thus gets exact zeros.
-    State: query, out (groups, D, D); key_value (groups, 2 D, D), keys first; rows are outputs, as in nn.Linear.
+    State: query, out (groups, D, D); key_value (groups, D, 2 D), keys first.
     """
 
     def __init__(self, groups: int, width: int, heads: int) -> None:
@@ -29,7 +30,7 @@ class GroupedAttention(nn.Module):
             raise ValueError(f"attention of width {width} cannot have {heads} heads; the width must be a multiple")
         self.heads = heads
         self.query = nn.Parameter(torch.empty(groups, width, width))
-        self.key_value = nn.Parameter(torch.empty(groups, 2 * width, width))
+        self.key_value = nn.Parameter(torch.empty(groups, width, 2 * width))
         self.out = nn.Parameter(torch.empty(groups, width, width))
         for weight in self.parameters():
             bound = math.sqrt(6 / (2 * width))  # Glorot's, of one D x D layer
@@ -53,7 +54,7 @@ class GroupedAttention(nn.Module):
         if values is None:
             key, value = _linear(source, self.key_value).chunk(2, -1)
         else:
-            of_keys, of_values = self.key_value.chunk(2, 1)
+            of_keys, of_values = self.key_value.chunk(2, 2)
             key, value = _linear(source, of_keys), _linear(values, of_values)
         q, k, v = map(self._split, (_linear(query, self.query), key, value))
         mask = empty = weights = None
@@ -93,5 +94,5 @@ class GroupedNorm(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (G, B, L, D), weight (G, E, D) -> (G, B, L, E)"""
-    return torch.bmm(x.flatten(1, 2), weight.mT).unflatten(1, x.shape[1:3])
+    """x (G, B, L, D), weight (G, D, E) -> (G, B, L, E)"""
+    return torch.bmm(x.flatten(1, 2), weight).unflatten(1, x.shape[1:3])

@@ -22,8 +22,8 @@ TINY = Design(width=4, heads=2, dropout=0.0, mlp_ratio=1.0)
 
 def attend(state, name, group, heads, query, keys, values):
     """Softmax attention, one query, one head, one key at a time; zeros where there is no key."""
-    w_q, w_out = state[f"{name}.query"][group], state[f"{name}.out"][group]
-    w_k, w_v = state[f"{name}.key_value"][group].chunk(2)
+    w_q, w_kv, w_out = (state[f"{name}.{part}"][group].T for part in ("query", "key_value", "out"))
+    w_k, w_v = w_kv.chunk(2)
     size = len(w_q) // heads
     found = {}
     for t, q in query.items():
@@ -360,8 +360,8 @@ def test_each_group_is_torchs_attention_with_its_slice_of_the_weights():
     for g in range(3):
         theirs = nn.MultiheadAttention(8, 2, bias=False, batch_first=True).double()
         with torch.no_grad():
-            theirs.in_proj_weight.copy_(torch.cat([ours.query[g], ours.key_value[g]]))
-            theirs.out_proj.weight.copy_(ours.out[g])
+            theirs.in_proj_weight.copy_(torch.cat([ours.query[g].T, ours.key_value[g].T]))
+            theirs.out_proj.weight.copy_(ours.out[g].T)
         expected, shares = theirs(query[g], source[g], source[g], key_padding_mask=~keep[g])
         torch.testing.assert_close(mixed[g], expected)
         torch.testing.assert_close(weights[g], shares)
