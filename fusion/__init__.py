@@ -1,6 +1,6 @@
 """Fusion heads: feature maps or sequences of several streams to logits. Torch only; nothing here knows a backbone."""
 
-from . import baselines, gating, interactive, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn
+from . import afft, baselines, gating, interactive, matt, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn
 from .contract import FusionHead as FusionHead
 from .contract import Instances as Instances
 from .contract import Output as Output
@@ -23,4 +23,4 @@ __all__ = [
     "score_ensemble",
 ]
 # One module per paper: importing it registers its names.
-FAMILIES = (baselines, gating, interactive, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn)
+FAMILIES = (afft, baselines, gating, interactive, matt, mif, mimo, mmixer, nonlocal_block, stin, strategies, strg, tbn)
