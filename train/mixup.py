@@ -15,26 +15,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .losses import UNKNOWN
-
 
 def soft_labels(labels: Tensor, classes: int, *, smoothing: float = 0.0) -> Tensor:
     """Labels (...) -> float (..., classes): 1 - smoothing for the label, and smoothing / classes for all.
 
-    Unknown labels (-1) give the row of class 0: leave them out of the loss by `labels == -1`.
+    Unknown labels, below zero, give the row of class 0: leave them out of the loss by `labels < 0`.
     """
     if not 0.0 <= smoothing < 1.0:
         raise ValueError(f"smoothing is {smoothing}; it must be at least 0 and below 1")
-    if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"labels are {int(labels.min())} to {int(labels.max())}; they must be 0 to {classes - 1}, or -1 for unknown"
-        )
+    if labels.numel() and int(labels.max()) >= classes:
+        raise ValueError(f"a label is {int(labels.max())}; they must be 0 to {classes - 1}, or below 0 for unknown")
     return F.one_hot(labels.clamp(min=0), classes) * (1.0 - smoothing) + smoothing / classes
 
 
 def fully_labelled(past: Tensor) -> Tensor:
     """bool (B,): samples whose past labels (B, T) are all known."""
-    return (past != UNKNOWN).all(1)
+    return (past >= 0).all(1)
 
 
 def mixup(values: Mapping[str, Tensor], *, share: float, rows: Tensor | None = None) -> dict[str, Tensor]:
