@@ -100,7 +100,7 @@ def compute_ceilings(plan: Plan) -> dict[str, Any]:
         "classes": {"verb": list(VERBS), "noun": list(NOUNS), "action": list(ACTION_NAMES)},
         "nothing_seen": _rounded(exact_scores(prior, ())),
         "recognition": _each(shown, lambda of: exact_scores(prior, of)),
-        "rgb_single_frames": _rounded(exact_scores(prior, [facets(law)[name] for name in ("outline", "surface")])),
+        "outline_and_surface": _rounded(exact_scores(prior, [facets(law)[name] for name in ("outline", "surface")])),
         "single_facets": _each({f.name: (f,) for f in facets(law).values()}, lambda of: exact_scores(prior, of)),
         "early_recognition": {
             str(fraction): _each(shown, lambda of, fraction=fraction: early_scores(law, of, fraction))

@@ -256,7 +256,6 @@ def facets(law: KitchenLaw) -> Mapping[str, Facet]:
 
 
 # stream -> facets that it shows. A box is drawn around what moves, so `boxes` tells at most what `flow` tells.
-# What a single frame of rgb shows is no stream, but what many backbones look at.
 SHOWN_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "rgb": ("motion", "outline", "surface"),

@@ -4,7 +4,8 @@
     depth/P01_101.mp4       12 fps, grey, lighter is nearer; ir/P01_101.mp4: lighter is warmer
     something_else/videos/1.mp4     an action alone, 12 fps, without sound
     annotations             see annotate.py
-    ceilings.json           see ceilings.py
+    ceilings.json           see ceilings.py; ceilings.md: tables of it
+    contact_sheet.jpg       pictures of every motion
     kitchen.json            what it was made with
 
 What is drawn follows from (law, size, seed); the encoded files from that and the versions of the codecs.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import av
+import cv2
 import numpy as np
 
 from ..annotations import replacing
@@ -35,6 +37,7 @@ from .law import KitchenLaw
 from .render import Scene
 from .script import SIZES, Plan, VideoScript
 from .sound import SAMPLE_RATE_HZ, waveform
+from .tables import contact_sheet, markdown
 
 VERSION = 1  # of what is drawn and written; another one is no kitchen to resume
 _LOCK = ".lock"
@@ -146,8 +149,11 @@ def is_done(job: Job) -> bool:
 def make(job: Job) -> None:
     """Make the files of one job."""
     if job.video == "ceilings":
-        _write_text(job.root / "ceilings.json", json.dumps(compute_ceilings(job.plan), indent=1) + "\n")
+        ceilings = compute_ceilings(job.plan)
+        _write_text(job.root / "ceilings.md", markdown(ceilings))
+        _write_text(job.root / "ceilings.json", json.dumps(ceilings, indent=1) + "\n")
     elif job.video == "annotations":
+        _write_picture(job.root / "contact_sheet.jpg", contact_sheet(job.plan))
         texts = write_annotations(job.plan)
         for name in sorted(texts, key=lambda name: name == outputs(job)[0].name):
             _write_text(job.root / name, texts[name])
@@ -168,6 +174,13 @@ def make(job: Job) -> None:
 def _write_text(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text)
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data.tobytes())
+    put_in_place(temporary, path)
 
 
 def draw_video(law: KitchenLaw, script: VideoScript, folder: Path) -> None:

@@ -107,7 +107,7 @@ def _pan(g: Grid) -> np.ndarray:
 
 def _tomato(g: Grid) -> np.ndarray:
     picture = _blend(_flat(g, (215, 38, 28)), (250, 150, 130), _soft(2.6 - np.hypot(g.x + 4, g.y + 5)))
-    return _blend(picture, (40, 130, 40), _soft(2.2 + 3.2 * np.cos(5 * g.turn) - g.radius))
+    return _blend(picture, (40, 130, 40), _soft(3.6 + 2.6 * np.cos(5 * g.turn) - g.radius))
 
 
 def _onion(g: Grid) -> np.ndarray:

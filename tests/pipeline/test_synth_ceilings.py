@@ -1,9 +1,11 @@
 """Best possible scores of the synthetic kitchen: against brute force, and against predictors that read the symbols."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import product, takewhile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,3 +328,44 @@ def test_splits_have_their_own_ceilings(ceilings):
     for split in ("compositional_validation", "few_shot_5_validation"):
         for stream in STREAMS:
             assert ceiling(ceilings, [stream], split=split) < ceiling(ceilings, STREAMS, split=split)
+
+
+# What the documentation says
+
+
+def table_rows(text: str, starts: str) -> dict[str, list[str]]:
+    """First cell -> the others, of the table below the line that starts so."""
+    lines = text[text.index(f"\n{starts}") + 1 :].splitlines()[2:]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(lambda x: x.startswith("|"), lines)
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_documentation_shows_the_ceilings(tmp_path_factory):
+    written = (Path(__file__).parents[2] / "docs" / "kitchen.md").read_text(encoding="utf-8")
+    made = "\n" + (tiny_kitchen(tmp_path_factory) / "ceilings.md").read_text(encoding="utf-8")
+    for exact in ("Recognition, %", "Early recognition, %"):  # of the law alone, so the same for every size
+        assert table_rows(written, exact) == table_rows(made, exact)
+        assert len(table_rows(made, exact)) >= 14
+    plan = Plan(law=LAW, size=replace(SIZES["full"], histories=5000), seed=11)
+    table = table_rows(written, "Anticipation, %")
+    taus = [float(cell.removesuffix(" s")) for cell in table["streams"][:5]]
+    for name, streams in (("all", STREAMS), ("rgb", ("rgb",)), ("flow + audio", ("flow", "audio"))):
+        seen = [f for f in facets(LAW).values() if any(f.name in SHOWN_BY[stream] for stream in streams)]
+        for tau_a, cell in list(zip(taus, table[name], strict=False))[2::2]:
+            value, error = (float(number) / 100 for number in cell.split("±"))
+            scores = Histories(plan).scores(seen, tau_a, 5.0)
+            found, spread = (scores[what]["action"]["top1"] for what in ("value", "standard_error"))
+            assert abs(found - value) < 4 * (spread**2 + (error + 0.0005) ** 2) ** 0.5
+
+
+def test_the_documentation_shows_the_sizes():
+    written = (Path(__file__).parents[2] / "docs" / "kitchen.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (tiny|small|full) \| (.*) \|$", written, re.M))
+    assert set(rows) == set(SIZES)
+    for name, cells in rows.items():
+        plan = Plan(law=LAW, size=SIZES[name], seed=0)
+        minutes = round(sum(video.duration_seconds for video in plan.videos) / 60)
+        actions = sum(len(video.instances) for video in plan.videos)
+        assert [int(cell) for cell in cells.split("|")] == [len(plan.videos), actions, minutes]
