@@ -127,16 +127,23 @@ def frame_seconds(info: VideoInfo) -> float:
 
 
 def entry_times(
-    reader: VideoReader, observation: Observation, sampling: Sampling, spec: StreamSpec, rng: np.random.Generator | None
+    reader: VideoReader,
+    observation: Observation,
+    sampling: Sampling,
+    spec: StreamSpec,
+    rng: np.random.Generator | None,
+    fields: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """Times to ask the reader for, float64 (clips, T); bool (clips, T), False before the video; and [low, high] between
     which any frame may be read.
+
+    fields: the file holds flow: one field less than its video has frames, each stamped with the first of its two.
 
     Raises: NotObserved where the video shows nothing of the observation.
     """
     info = reader.info
     frame_step = frame_seconds(info)
-    seen = observation.inside(info.start_seconds, info.stop_seconds)
+    seen = observation.inside(info.start_seconds, info.stop_seconds + (frame_step if fields else 0.0))
     # A frame is on screen from slack_seconds before its stamp on, so the last time to ask for is that much earlier.
     high = seen.stop_seconds - reader.slack_seconds - _GUARD_SECONDS
     low = min(seen.start_seconds, high)
@@ -229,15 +236,6 @@ def stored_flow(reader: VideoReader, times: np.ndarray, span: tuple[float, float
     flow = unpack_flow(pictures, bound)
     flow[plan.pairs[:, 0] == plan.pairs[:, 1]] = 0
     return stack_fields(flow, plan)
-
-
-def span_of_stored_flow(
-    reader: VideoReader, span: tuple[float, float], observation: Observation
-) -> tuple[float, float]:
-    """What fields of a file of flow may look at: to the end of the observation. The file ends with its last field, one
-    frame before the video does; that field is not to be lost.
-    """
-    return span[0], observation.stop_seconds - reader.slack_seconds - _GUARD_SECONDS
 
 
 def stack_fields(flow: np.ndarray, plan: FlowPlan) -> np.ndarray:

@@ -26,6 +26,7 @@ from .transforms import (
 from .video import Interpolation, Size, as_size, scaled_size
 
 PixelStream = Literal["rgb", "flow", "depth", "ir", "audio"]
+ColourMap = Literal["jet"]
 CropRule = Literal["random_resized", "multi_scale", "scale_jitter", "centre"]
 
 
@@ -34,7 +35,8 @@ class StreamSpec:
     """One stream made of the video file (or of depth, infrared or flow files beside it).
 
     What a sample then holds, entries first, channels last:
-        rgb, depth, ir  uint8 (frames, crop, crop, 3 or 1)
+        rgb             uint8 (frames, crop, crop, 3)
+        depth, ir       uint8 (frames, crop, crop, 1), with a colour_map 3
         flow            uint8 (frames, crop, crop, 2 flow_stack), codes of -20..20 pixels (`flow.quantise`), u v u v ...
         audio           float32 (frames, frequency, time, 1), a log spectrogram around each entry
 
@@ -45,6 +47,8 @@ class StreamSpec:
     flow_stack, flow_mode: consecutive fields in one entry and which ones (`flow.stack_indices`). Fields are 1 / fps
         apart. flow_method: how they are computed, where the dataset has no files of flow.
     audio_preset: a name of `spectrogram.PRESETS`.
+    colour_map: "jet" paints depth or ir after the cut, 0 dark blue and 255 dark red, as red, green, blue: pictures for
+        a network of three channels (Garcia et al., TPAMI 2019; M-Mixer, WACV 2023).
     """
 
     stream: PixelStream = "rgb"
@@ -57,6 +61,7 @@ class StreamSpec:
     flow_mode: str = "tsn"
     flow_method: str = "dis_fast"
     audio_preset: str = "tbn"
+    colour_map: ColourMap | None = None
 
     def __post_init__(self) -> None:
         if self.stream not in get_args(PixelStream):
@@ -70,6 +75,8 @@ class StreamSpec:
         as_size(self.size)
         if self.stream == "audio":
             SpectrogramPreset.named(self.audio_preset)
+        if self.colour_map is not None and (self.colour_map != "jet" or self.stream not in ("depth", "ir")):
+            raise ValueError(f"colour_map is {self.colour_map!r} for {self.stream}; it is 'jet', for depth or ir")
 
     @property
     def name(self) -> str:

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from . import clip_reader
 from .annotations import Segment
 from .boxes import limit_instances
-from .clip_reader import Entries, FlowPlan, Shelf, span_of_stored_flow
+from .clip_reader import Entries, FlowPlan, Shelf
 from .clip_spec import Augmentation, StreamSpec, decode_size, evaluation_geometries
 from .datasets.contract import Dataset
 from .flow import quantise
@@ -105,14 +106,19 @@ class PixelReader:
     def _geometries(self, segment: Segment, draw: Draw) -> tuple[Geometry, ...]:
         lead = self.pictures[0]
         info = self.shelf.video(self.path(segment, lead)).info
+        width = info.width // 2 if self._has_flow_files(lead) else info.width  # v lies beside u
         if self.augmentation is not None:
-            return (self.augmentation.geometry(info.height, info.width, lead, draw(GEOMETRY)),)
-        return evaluation_geometries(info.height, info.width, lead, self.num_crops)
+            return (self.augmentation.geometry(info.height, width, lead, draw(GEOMETRY)),)
+        return evaluation_geometries(info.height, width, lead, self.num_crops)
+
+    def _has_flow_files(self, spec: StreamSpec) -> bool:
+        return spec.stream == "flow" and "flow" in self.dataset.paths
 
     def _plan(self, segment: Segment, spec: StreamSpec, observation: Observation, draw: Draw) -> _Plan:
         path = self.path(segment, spec)
         reader = self.shelf.video(path)
-        return _Plan(spec, path, *clip_reader.entry_times(reader, observation, self.sampling, spec, self._time(draw)))
+        fields, rng = self._has_flow_files(spec), self._time(draw)
+        return _Plan(spec, path, *clip_reader.entry_times(reader, observation, self.sampling, spec, rng, fields))
 
     # --- one file
 
@@ -126,9 +132,9 @@ class PixelReader:
         wanted: list[tuple[_Plan, np.ndarray, Size, FlowPlan | None]] = []
         for plan in plans:
             spec = plan.spec
-            if spec.stream == "flow" and "flow" in self.dataset.paths:
-                span = span_of_stored_flow(reader, plan.span, observation)
-                found["flow"] = Entries(clip_reader.stored_flow(reader, plan.times, span, spec), plan.times, plan.real)
+            if self._has_flow_files(spec):
+                stacks = clip_reader.stored_flow(reader, plan.times, plan.span, spec)
+                found["flow"] = Entries(stacks, plan.times, plan.real)
             elif spec.stream == "flow":
                 step = 1 / spec.fps if spec.fps else clip_reader.frame_seconds(info)
                 fields = clip_reader.plan_flow(plan.times, step, plan.span, spec)
@@ -172,10 +178,11 @@ class PixelReader:
     ) -> tuple[dict[str, Entries], dict[str, np.ndarray]]:
         """All clips through all geometries, with colours and codes of flow."""
         sizes = {spec.name: (spec.crop, spec.crop) for spec in self.pictures}
+        painted = {spec.name for spec in self.pictures if spec.colour_map is not None}
         colours = {}
         if self.augmentation is not None:
             for place, spec in enumerate(self.pictures):
-                if spec.stream in ("rgb", "ir"):
+                if spec.stream in ("rgb", "ir") and spec.colour_map is None:
                     change = self.augmentation.colours(draw(COLOUR + place))
                     colours |= {spec.name: change} if change.steps else {}
         views: dict[str, list[np.ndarray]] = {name: [] for name in clips}
@@ -189,7 +196,8 @@ class PixelReader:
                 clip = apply_geometry(whole, geometry, sizes)
                 clip = apply_photometric(clip, colours) if colours else clip
                 for name, view in clip.streams.items():
-                    views[name].append(quantise(view) if name == "flow" else view)
+                    view = quantise(view) if name == "flow" else view
+                    views[name].append(paint_jet(view) if name in painted else view)
                 if clip.boxes is not None:
                     limit = self.instances
                     boxes.append(clip.boxes if limit is None else limit_instances(clip.boxes, limit))
@@ -219,6 +227,12 @@ class PixelReader:
         preset = SpectrogramPreset.named(spec.audio_preset)
         reader = self.shelf.sound(self.path(segment, spec))
         return clip_reader.read_sound(reader, times, preset, observation.horizon_seconds)
+
+
+def paint_jet(grey: np.ndarray) -> np.ndarray:
+    """uint8 (T, H, W, 1) -> uint8 (T, H, W, 3), red, green, blue of OpenCV's jet."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_JET)[:, 0, ::-1]
+    return table[grey[..., 0]]
 
 
 def _guard(pts: np.ndarray, horizon_seconds: float) -> None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any, Literal
 
@@ -301,8 +302,7 @@ def _batched(tensors: list[Tensor]) -> Tensor:
     return default_collate(padded)
 
 
-def _start_worker(_: int) -> None:
-    # Workers share the cores; OpenCV would start as many threads as there are in each of them.
+def _single_threaded(_: int) -> None:
     cv2.setNumThreads(1)
 
 
@@ -317,6 +317,10 @@ def make_loader(
     pin_memory: bool = False,
 ) -> DataLoader:
     """A DataLoader whose workers stay alive between epochs: call `sampler.set_epoch` before each one."""
+    method = start_method or get_start_method()
+    # Workers share the cores, so each has one thread of OpenCV. Not those that were forked: OpenCV's threads stayed
+    # with the parent, and to change their number would wait for them forever.
+    prepare = _single_threaded if num_workers and method != "fork" else None
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -324,8 +328,8 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=start_method if num_workers else None,
+        worker_init_fn=prepare,
+        multiprocessing_context=method if num_workers else None,
         prefetch_factor=prefetch_batches if num_workers else None,
         persistent_workers=num_workers > 0,
     )
