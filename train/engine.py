@@ -509,8 +509,8 @@ class Trainer:
             self.accelerator.log(values, step=self.progress.step)
 
 
-def check_world(processes: int, asked: int | None) -> None:
-    """Refuse to train alone what was meant for many: `accelerate launch --cpu --num_processes 2` starts one process.
+def check_world(processes: int, asked: int | None, what: str = "training", program: str = "actionfuse.train") -> None:
+    """Refuse to do alone what was meant for many: `accelerate launch --cpu --num_processes 2` starts one process.
 
     Raises: ValueError where the number of processes is not what --processes or the launcher's variables say.
     """
@@ -519,8 +519,8 @@ def check_world(processes: int, asked: int | None) -> None:
     for name, wish in wishes.items():
         if wish is not None and int(wish) != processes:
             raise ValueError(
-                f"{name} asks for {wish} processes, but training runs in {processes}; start it with torchrun "
-                f"--nproc-per-node {wish} -m actionfuse.train ... (accelerate launch starts one process on a CPU)"
+                f"{name} asks for {wish} processes, but {what} runs in {processes}; start it with torchrun "
+                f"--nproc-per-node {wish} -m {program} ... (accelerate launch starts one process on a CPU)"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed
 
+from ..fusion import Output
 from ..pipeline.order import EpochSampler
 from ..pipeline.samples import SegmentDataset, make_loader
 from .batches import Batch, to_device
@@ -18,6 +19,7 @@ from .model import ActionModel
 from .scores import Scores
 
 Average = Literal["probability", "logit"]
+Look = Callable[[Batch, Output], None]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,12 +60,14 @@ def test_scores(
     rank: int = 0,
     world_size: int = 1,
     tick: Callable[[int], None] = lambda segments: None,
+    look: Look | None = None,
 ) -> Tested:
     """Scores of this process's share of a split, with its labels. The model is put into eval mode and left in it.
 
     average: of views, "probability" (mean of softmax, or of sigmoid where several labels hold; the scores are then its
         logarithm, so that softmax gives it back) or "logit". A segment with one view keeps its logits.
-    tick: called with the number of segments of each batch.
+    tick: called with the number of segments of each batch. look: called with each batch and the model's output with its
+        extras, a row for every view.
     """
     model.eval()
     classes = model.head.classes
@@ -77,7 +81,9 @@ def test_scores(
             labels = {task: label for task, label in raw["labels"].items() if task in classes}
             raw = {**raw, "labels": {}}
             batch = to_device(raw, device, "cross_entropy", classes)
-            logits = predict(model, batch, dataset.num_views, precision=precision, average=average, several=several)
+            logits = predict(
+                model, batch, dataset.num_views, precision=precision, average=average, several=several, look=look
+            )
             tested.scores.add(batch.ids, logits, labels)
         tick(len(raw["id"]) + len(raw["broken"]))
     return tested
@@ -92,6 +98,7 @@ def predict(
     precision: str = "fp32",
     average: Average = "probability",
     several: set[str] | frozenset[str] = frozenset(),
+    look: Look | None = None,
 ) -> dict[str, Tensor]:
     """task -> float32 (B, C) scores of a batch whose inputs are (B, [views,] T, ...). several: tasks of many labels."""
     inputs, masks, boxes = batch.inputs, batch.masks, batch.boxes
@@ -102,9 +109,11 @@ def predict(
             boxes = type(boxes)(boxes.boxes.flatten(0, 1), boxes.categories.flatten(0, 1))
     device = next(iter(inputs.values())).device
     with autocast(device, precision):
-        logits = model(inputs, boxes, masks, losses=False).logits
+        output = model(inputs, boxes, masks, losses=False, extras=look is not None)
+    if look is not None:
+        look(batch, output)
     found = {}
-    for task, scores in logits.items():
+    for task, scores in output.logits.items():
         scores = scores.float()
         if views > 1:
             scores = scores.unflatten(0, (-1, views))

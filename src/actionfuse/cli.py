@@ -26,6 +26,7 @@ COMMANDS = {
     "extract": ("actionfuse.extract.command", "features of raw videos"),
     "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
     "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
+    "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
     "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }

@@ -1,0 +1,295 @@
+"""Test trained runs on a split; several runs are one ensemble by late fusion.
+
+  actionfuse evaluate runs/mif
+  actionfuse evaluate runs/rgb runs/flow --weights 1,0.5 --json ensemble.json
+  actionfuse evaluate runs/i3d --clips 10 --crops 3 --average probability sampling.rule=slowfast
+  torchrun --nproc-per-node 2 -m actionfuse.cli evaluate runs/mif --processes 2
+
+RUN is the folder of a run (its best model is taken) or a file that --scores wrote. Tested is the split data.test of the
+run's recipe under every observation that the recipe names (task.tau_a and test_tau_a; task.fraction and
+test_fractions). `key=value` changes fields of all recipes: data.*, task.*, sampling.*, run.workers, run.micro_batch,
+run.precision, streams.NAME.features, .key and .clip.*. Every segment counts once, in any number of processes.
+
+Exit codes: 0 all segments were read, 1 some were not (they are named and left out), 2 wrong call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .members import Member
+    from .results import Result
+
+NAMED = 20  # broken segments that are told one by one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN|KEY=VALUE", help="runs, files of scores, recipe fields")
+    what = parser.add_argument_group("what is tested")
+    what.add_argument("--split", help="of the dataset (default: the recipe's data.test)")
+    what.add_argument("--root", help="the dataset's folder (default: the recipe's data.root)")
+    what.add_argument("--clips", type=int, metavar="N", help="clips of a segment (default: sampling.num_clips)")
+    what.add_argument("--crops", type=int, choices=(1, 3), help="squares of a frame (default: sampling.test_crops)")
+    what.add_argument(
+        "--average",
+        choices=("probability", "logit"),
+        default="probability",
+        help="what the mean over views, and over runs, is taken of (default: %(default)s)",
+    )
+    what.add_argument(
+        "--weights",
+        action="append",
+        metavar="[TASK:]W,W,...",
+        help="weights of the runs, or of one task's scores; repeatable (default: equal)",
+    )
+    what.add_argument("--batch", type=int, metavar="N", help="segments at a time (default: as in training)")
+    what.add_argument("--processes", type=int, metavar="N", help="refuse to run in any other number of processes")
+    out = parser.add_argument_group("what is written")
+    out.add_argument("--json", type=Path, metavar="FILE", help="results by name and as rows")
+    out.add_argument("--csv", type=Path, metavar="FILE", help="results as rows")
+    out.add_argument("--scores", type=Path, metavar="FILE.npz", help="each run's scores; the file can stand for them")
+    out.add_argument("--submission", type=Path, metavar="FILE", help="EPIC-KITCHENS-100 challenge, .json or .zip")
+    out.add_argument("--sls", metavar="PT,TL,TD", help="supervision levels 0 to 5 that a submission states")
+    out.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def main(args: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
+    from .engine import check_world
+    from .members import ensemble, save_members
+    from .results import write_csv, write_epic_submission, write_json
+    from .runs import split_words
+
+    paths, overrides = split_words(args.runs)
+    if not paths:
+        raise ValueError("name a run, such as runs/mif; all that was given are recipe fields")
+    levels = parse_levels(args.sls) if args.submission is not None else (0, 0, 0)
+    import torch
+
+    world = PartialState(cpu=not torch.accelerator.is_available())
+    check_world(world.num_processes, args.processes, "evaluation", "actionfuse.cli evaluate")
+    members = collect(args, paths, overrides, rank=world.process_index, world_size=world.num_processes)
+    if members is None:
+        return 0
+    whole = members[0]
+    if len(members) > 1:
+        whole = ensemble(members, parse_weights(args.weights, len(members)), args.average)
+    elif args.weights:
+        raise ValueError("--weights are for several runs; one was given")
+    if args.scores is not None:
+        save_members(args.scores, members)
+    if args.submission is not None:
+        write_epic_submission(args.submission, submission_of(whole, levels))
+    results = whole.results()
+    alone = {member.name: member.results() for member in members} if len(members) > 1 else {}
+    about = about_of(whole, members, args, alone)
+    if args.json is not None:
+        write_json(args.json, results, about)
+    if args.csv is not None:
+        write_csv(args.csv, results)
+    tell(whole, results, alone)
+    return tell_broken(whole.broken)
+
+
+def collect(
+    args: argparse.Namespace, paths: Sequence[str], overrides: Sequence[str], *, rank: int, world_size: int
+) -> list[Member] | None:
+    """What each path says of the split; None on processes other than 0."""
+    from .members import load_members, test_run
+    from .runs import open_run
+
+    changes = list(overrides)
+    changes += [f"data.root={args.root}"] if args.root else []
+    changes += [f"sampling.num_clips={args.clips}"] if args.clips else []
+    members: list[Member] = []
+    for path in paths:
+        if Path(path).suffix == ".npz":
+            members += load_members(path)
+            continue
+        run = open_run(path, changes)
+        member = test_run(
+            run, args.split, num_crops=args.crops, average=args.average, batch_size=args.batch, rank=rank,
+            world_size=world_size, quiet=args.quiet,
+        )  # fmt: skip
+        members += [member] if member is not None else []
+    if rank:
+        return None
+    names = [member.name for member in members]
+    return [
+        replace(member, name=f"{member.name} ({names[: n + 1].count(member.name)})")
+        if member.name in names[:n]
+        else member
+        for n, member in enumerate(members)
+    ]
+
+
+def parse_weights(given: Sequence[str] | None, count: int) -> list[float] | dict[str, list[float]] | None:
+    """--weights as `ensemble` takes them."""
+    if not given:
+        return None
+    found: dict[str, list[float]] = {}
+    for text in given:
+        task, _, numbers = text.rpartition(":")
+        try:
+            found[task] = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            raise ValueError(f"--weights is {text!r}; write numbers, such as 1,0.5 or verb:1,0.5") from None
+        if len(found[task]) != count:
+            raise ValueError(f"--weights has {len(found[task])} numbers ({text}) for {count} runs; give one each")
+    if "" not in found:
+        return found
+    if len(found) > 1:
+        raise ValueError("--weights are given for all tasks and for single ones; take one of the two")
+    return found[""]
+
+
+def parse_levels(text: str | None) -> tuple[int, int, int]:
+    """--sls: supervision levels of pretraining, training labels and training data."""
+    try:
+        numbers = tuple(int(part) for part in (text or "").split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise ValueError(
+            f"--sls is {text!r}; a submission states its supervision levels: PT,TL,TD, each 0 to 5, such as 1,3,3 "
+            "(pretraining, training labels, training data; the challenge's page says what they mean)"
+        )
+    return numbers
+
+
+def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any]:
+    """What the EPIC-KITCHENS-100 servers take; anticipation is that of tau_a = 1 s.
+
+    Raises: ValueError where the run does not tell verbs and nouns, or was not tested at 1 s.
+    """
+    from .metrics import marginalise
+    from .results import epic_submission
+
+    seen = next(iter(member.observations.values()))
+    if seen.what["kind"] == "anticipation":
+        at_1 = [each for each in member.observations.values() if each.what["tau_a"] == 1.0]
+        if not at_1:
+            raise ValueError("the challenge anticipates at tau_a = 1 s; test there with task.tau_a=1")
+        seen = at_1[0]
+    scores = dict(seen.table.scores)
+    parts = member.parts.get("action", {})
+    for task in ("verb", "noun"):
+        if task not in scores and "action" in scores and task in parts:
+            owners = np_int(parts[task])
+            count = len(member.classes.get(task, ())) or int(owners.max()) + 1
+            scores[task] = marginalise(scores["action"], owners, count)
+    if "verb" not in scores or "noun" not in scores:
+        raise ValueError(f"a submission needs scores of verbs and nouns; {member.name} tells {', '.join(scores)}")
+    whole = "action" in scores and {"verb", "noun"} <= parts.keys()
+    return epic_submission(
+        seen.table.ids,
+        scores["verb"],
+        scores["noun"],
+        challenge="action_anticipation" if seen.what["kind"] == "anticipation" else "action_recognition",
+        sls_pt=levels[0],
+        sls_tl=levels[1],
+        sls_td=levels[2],
+        action=scores["action"] if whole else None,
+        actions=list(zip(parts["verb"], parts["noun"], strict=True)) if whole else None,
+    )
+
+
+def np_int(numbers: Sequence[int]) -> Any:
+    import numpy as np
+
+    return np.asarray(numbers, np.int64)
+
+
+def about_of(
+    whole: Member, members: Sequence[Member], args: argparse.Namespace, alone: Mapping[str, Sequence[Result]]
+) -> dict[str, Any]:
+    """How the results came about: nothing that depends on the clock or on the number of processes."""
+    seen = next(iter(whole.observations.values()))
+    about: dict[str, Any] = {
+        "runs": [member.name for member in members],
+        "dataset": whole.dataset,
+        "split": whole.split,
+        "segments": len(seen.table),
+        "observations": {name or "trained": dict(each.what) for name, each in whole.observations.items()},
+        "views": [member.views for member in members],
+        "average": args.average,
+        "broken": [{"id": row["id"], "reason": row["reason"]} for row in whole.broken],
+    }
+    if alone:
+        about["weights"] = args.weights or "equal"
+        about["alone"] = {
+            name: {row.name: None if row.value != row.value else row.value for row in rows}
+            for name, rows in alone.items()
+        }
+    return about
+
+
+# --- for people
+
+
+def tell(whole: Member, results: Sequence[Result], alone: Mapping[str, Sequence[Result]]) -> None:
+    """Tables in per cent on standard output."""
+    seen = next(iter(whole.observations.values()))
+    views = f", {whole.views} views each" if whole.views > 1 else ""
+    print(f"{whole.name}: {whole.split} of {whole.dataset}, {len(seen.table)} segments{views}, in %")
+    if not results:
+        print("no labels are known of this split: nothing to compare with")
+        return
+    print(table_of(results))
+    if alone:
+        top = [row.name for row in results if row.subset == "all" and row.metric in ("top1_accuracy", "mAP")]
+        rows = [["", *top]]
+        for name, own in [*alone.items(), ("ensemble", results)]:
+            values = {row.name: row.value for row in own}
+            rows.append([name, *(_percent(values[each]) if each in values else "" for each in top)])
+        print("\n" + aligned(rows))
+
+
+def table_of(results: Sequence[Result]) -> str:
+    """A row for each task, source of scores, subset and observation, a column for each metric."""
+    metrics = list(dict.fromkeys(row.metric for row in results))
+    rows: dict[str, dict[str, str]] = {}
+    counts: dict[str, int] = {}
+    for row in results:
+        task, _, rest = row.name.partition("/")
+        # A metric's name is its column; the rest of the result's name is its row.
+        name = task + rest.removeprefix(row.metric)
+        rows.setdefault(name, {})[row.metric] = _percent(row.value)
+        counts[name] = row.segments
+    lines = [["", *metrics, "segments"]]
+    lines += [[name, *(cells.get(metric, "") for metric in metrics), str(counts[name])] for name, cells in rows.items()]
+    return aligned(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if n else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if value != value else f"{100 * value:.2f}"
+
+
+def tell_broken(broken: Sequence[Mapping[str, Any]], what: str = "segments") -> int:
+    """Name what could not be read on standard error; the exit code."""
+    for row in broken[:NAMED]:
+        print(f"cannot be read: {row['id']}: {row['reason']}", file=sys.stderr)
+    if broken:
+        more = f", the first {NAMED} of them above" if len(broken) > NAMED else ""
+        print(f"{len(broken)} {what} were left out{more}", file=sys.stderr)
+    return int(bool(broken))
