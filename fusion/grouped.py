@@ -1,15 +1,16 @@
 """Several layers of one shape, each with weights and inputs of its own, computed in one call.
 
-Six attention modules called in turn start six times as many kernels, each too small to fill a GPU or a core. Here the
-groups' weights stand in one tensor, group first. weight[g] is (inputs, outputs), the transpose of nn.Linear's: with the
-other order the gradient comes out transposed and is copied at every step, which costs a CPU up to half of the time.
-What has one value per channel is stored flat, (groups * D), so that an optimizer that exempts one-dimensional parameters
-from weight decay does so here too.
+Six attention modules called in turn start six times as many kernels, each too small to fill a GPU. Here the groups'
+weights stand in one tensor, group first. weight[g] is (inputs, outputs), the transpose of nn.Linear's: with the other
+order the gradient comes out transposed and is copied at every step, which costs a CPU up to half of the time. What has
+one value per channel is stored flat, (groups * D), so that an optimizer that exempts one-dimensional parameters from
+weight decay does so here too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +89,12 @@ class GroupedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(groups * width))
         self.bias = nn.Parameter(torch.zeros(groups * width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (p.view(self.groups, 1, 1, -1) for p in (self.weight, self.bias))
-        return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:]), weight)
+    def forward(self, x: Tensor, pool: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """pool: a weighted mean over L; it is taken before gain and bias, which then see (G, B, D) and not all of x."""
+        x = F.layer_norm(x, x.shape[-1:])
+        x = x if pool is None else pool(x)
+        weight, bias = (p.view(self.groups, *[1] * (x.ndim - 2), -1) for p in (self.weight, self.bias))
+        return torch.addcmul(bias, x, weight)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ layout of such tensors is told in grouped.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Literal, get_args
 
@@ -78,10 +78,14 @@ class DMF(nn.Module):
         values: Tensor | None = None,
         keep: Tensor | None = None,
         with_weights: bool = False,
+        pool: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """query F_i (G, B, L, D), source F_j (G, B, S, D) -> F'_ij (G, B, L, D), weights: see GroupedAttention."""
+        """query F_i (G, B, L, D), source F_j (G, B, S, D) -> F'_ij (G, B, L, D), weights: see GroupedAttention.
+
+        pool: a weighted mean over L, for F'_ij (G, B, D).
+        """
         mixed, weights = self.attention(query, source, values=values, keep=keep, with_weights=with_weights)
-        return self.norm(self.dropout(mixed) + query), weights
+        return self.norm(self.dropout(mixed) + query, pool), weights
 
 
 class MIFParallel(StreamsHead):
@@ -123,11 +127,19 @@ class MIFParallel(StreamsHead):
     def interact(
         self, x: Tensor, keep: Tensor | None = None, *, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Stage 2: F (S, B, T, D) -> F' (pairs, B, T, D) and weights (pairs, B, T, T'). keep: bool (S, B, T)."""
+        """Stage 2: F (S, B, T, D) -> pooled F' (pairs, B, D), weights (pairs, B, T, T'). keep: bool (S, B, T)."""
         asking, looked_at, *values = self._by_role(x)
-        seen = None if keep is None else torch.stack(self._by_role(keep)[1:]).all(0)
+        asks = seen = None
+        if keep is not None:
+            asks, *others = self._by_role(keep)
+            seen = torch.stack(others).all(0)
         return self.fusion(
-            asking, looked_at, values=values[0] if values else None, keep=seen, with_weights=with_weights
+            asking,
+            looked_at,
+            values=values[0] if values else None,
+            keep=seen,
+            with_weights=with_weights,
+            pool=lambda fused: pool_steps(fused, asks, self.design.pool),
         )
 
     def _by_role(self, x: Tensor) -> list[Tensor]:
@@ -147,16 +159,13 @@ class MIFParallel(StreamsHead):
         if self.query != "all" and self.query not in features:
             raise ValueError(f"features of {self.query!r} are missing; with query={self.query!r} it alone asks")
         x, keep, same_clock = self.stack(features, masks)
-        fused, weights = self.interact(self.stage1(x, keep, same_clock=same_clock), keep, with_weights=extras)
-        if keep is None:
-            vector = pool_steps(fused, None, self.design.pool).sum(0)
-        else:
+        pooled, weights = self.interact(self.stage1(x, keep, same_clock=same_clock), keep, with_weights=extras)
+        if keep is not None:
             there = self._by_role(keep.any(-1))
             complete = torch.stack(there).all(0)
             used = complete | (there[0] & ~complete.any(0))
-            pooled = pool_steps(fused, self._by_role(keep)[0], self.design.pool)
-            vector = pooled.masked_fill(~used[..., None], 0.0).sum(0)
-        output = Output(self.stage3(vector))
+            pooled = pooled.masked_fill(~used[..., None], 0.0)
+        output = Output(self.stage3(pooled.sum(0)))
         if weights is not None:
             output.extras = {f"attention/{'/'.join(p)}": w.detach() for p, w in zip(self.pairs, weights, strict=True)}
         return output
