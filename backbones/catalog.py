@@ -1,14 +1,4 @@
-"""What backbones there are, what they eat, cost and give.
-
-  actionfuse models                     all registered names
-  actionfuse models 'swin3d*'           those that match a shell pattern
-  actionfuse models 'tsn:resnet*'       networks of the library behind a family
-  actionfuse models i3d                 one of them, with its options and the checkpoints that it loads
-
-Input is T x crop @ entries a second (all = every frame); features is the width D, map is T' x H' x W'. GMAC are 1e9
-multiply-adds of one clip through convolutions, matrix products and attention, without the classifier: the number that
-papers mostly print as GFLOPs. One multiply-add is two floating-point operations.
-"""
+"""Rows of `actionfuse models`: what every backbone eats, costs and gives. train/catalog.py explains the columns."""
 
 from __future__ import annotations
 

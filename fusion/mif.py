@@ -57,7 +57,7 @@ from .mif_stages import (
     pool_steps,
 )
 
-PAPER = "Multimodal Interactive Fusion for Action Anticipation (anonymous, paper 6)"
+PAPER = "Multimodal Interactive Fusion (anonymous, paper 6)"
 Pairing = Literal["pairs", "diff_all"]
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
     "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
     "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
-    "models": ("actionfuse.backbones.catalog", "backbones with streams, input, parameters, GFLOPs and feature size"),
+    "models": ("actionfuse.train.catalog", "backbones and fusion heads: input, parameters, GFLOPs, options, paper"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }
 
