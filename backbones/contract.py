@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from actionfuse._registry import Registry
+
+from .recompute import recompute
 
 Stream = Literal["rgb", "flow", "audio", "depth", "ir", "rgbd"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
@@ -196,9 +198,11 @@ class Backbone(nn.Module):
     def stages(self) -> list[list[nn.Module]]:
         """Its modules from input to output, in groups: what `freeze_stages` counts and layer-wise decay goes by.
 
-        Here one group per direct child that has parameters; families with real stages say so.
+        Here one group per direct child that has parameters, without the classifier; families with other stages say so.
         """
-        return [[child] for child in self.children() if any(True for _ in child.parameters())]
+        classifier = self.classifier_weight.partition(".")[0]
+        children = [child for name, child in self.named_children() if name != classifier]
+        return [[child] for child in children if any(True for _ in child.parameters())]
 
     def freeze_stages(self, count: int) -> None:
         """Stop the gradients of the first `count` stages. Whoever trains keeps their norms in eval mode."""
@@ -208,6 +212,48 @@ class Backbone(nn.Module):
         for modules in stages[:count]:
             for module in modules:
                 module.requires_grad_(False)
+
+    def set_grad_checkpointing(self, enabled: bool = True) -> None:
+        """Compute the activations of each stage twice in training instead of keeping them: less memory, a third more
+        time. Gradients and running statistics are the same.
+        """
+        for modules in self.stages():
+            for module in modules:
+                recompute(module, enabled)
+
+    def forward_intermediates(self, clips: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """Feature maps (B, D, T, H, W) after some of the `stages()`, counted from 0; None = after each.
+
+        Raises: ValueError for a stage that is not there or that gives no map.
+        """
+        groups = self.stages()
+        wanted = list(range(len(groups))) if stages is None else [k % len(groups) for k in stages]
+        if any(not -len(groups) <= k < len(groups) for k in stages or ()):
+            raise ValueError(f"stages are {list(stages or ())}; {self.name} has {len(groups)}, counted from 0")
+        seen: dict[int, Tensor] = {}
+
+        def remember(k: int) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+                seen[k] = output
+
+            return hook
+
+        # the last module of a stage gives what the next stage gets
+        hooks = [groups[k][-1].register_forward_hook(remember(k)) for k in set(wanted)]
+        try:
+            self.forward(clips)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [self.stage_map(seen[k], len(clips)) for k in wanted]
+
+    def stage_map(self, output: Tensor, batch: int) -> Tensor:
+        """What a stage gave, as a map (B, D, T, H, W): 5-D is one, (B T, D, H, W) of every frame is folded."""
+        if isinstance(output, Tensor) and output.ndim == 5:
+            return output
+        if isinstance(output, Tensor) and output.ndim == 4 and len(output) % batch == 0:
+            return output.unflatten(0, (batch, -1)).transpose(1, 2)
+        raise ValueError(f"a stage of {self.name or type(self).__name__} gives no feature map (B, D, T, H, W)")
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new random classifier in; 0 takes it off."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -39,6 +39,9 @@ from .convert import install, load_weights, published
 # Cells a side of Temporal Binding Network's spectrograms.
 _SPECTROGRAM_SIDE = 256
 # Poolings that read the patch tokens alone, so that maps are enough to classify.
+# Where timm keeps the blocks of a network that come one after another.
+_SERIES = ("blocks", "stages", "layers", "features")
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
 _TOKEN_AVERAGES = ("avg", "avgmax", "max")
 
 
@@ -80,7 +83,7 @@ class FrameModel(Backbone):
             std=tuple(config.std),
         )
         self.input_spec = stream_spec(rgb, stream, flow_stack=flow_stack if stream == "flow" else 1)
-        self._network_name = network
+        self.network_name = network
         self.timm_size = _size_arguments(network, side) if config.fixed_input_size else ()
         self.fixed_size = config.fixed_input_size and "dynamic_img_size" not in dict(self.timm_size)
         try:
@@ -128,7 +131,7 @@ class FrameModel(Backbone):
             and getattr(self.network, "global_pool", None) not in _TOKEN_AVERAGES
         ):
             raise ValueError(
-                f"{self._network_name} classifies by its class token, which a map has not; call forward_and_classify"
+                f"{self.network_name} classifies by its class token, which a map has not; call forward_and_classify"
             )
         features = maps.transpose(1, 2).flatten(0, 1)
         if self._form == "NHWC":
@@ -138,10 +141,31 @@ class FrameModel(Backbone):
             features = nn.functional.pad(features.flatten(2).transpose(1, 2), (0, 0, self._prefix_tokens, 0))
         return self._logits(features, len(maps))
 
+    def stages(self) -> list[list[nn.Module]]:
+        """The network's children, its blocks or stages one by one; the classifier belongs to none."""
+        classifier = self.network.get_classifier()
+        found: list[list[nn.Module]] = []
+        for name, child in self.network.named_children():
+            if classifier in child.modules() or not any(True for _ in child.parameters()):
+                continue
+            parts = list(child.children()) if name in _SERIES and isinstance(child, _CONTAINERS) else [child]
+            found += [[part] for part in parts if any(True for _ in part.parameters())]
+        return found
+
+    def stage_map(self, output: Tensor, batch: int) -> Tensor:
+        if isinstance(output, Tensor) and output.ndim == 3 and self._form == "NLC":
+            patches = output[:, self._prefix_tokens :].transpose(1, 2)
+            side = round(patches.shape[2] ** 0.5)
+            if side * side == patches.shape[2]:
+                output = patches.unflatten(2, (side, side))
+        elif isinstance(output, Tensor) and output.ndim == 4 and self._form == "NHWC":
+            output = output.permute(0, 3, 1, 2)
+        return super().stage_map(output, batch)
+
     def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(T, h, w), by the network's shapes on torch's meta device."""
         self._check_size(height, width)
-        shape = _feature_shape(self._network_name, self.timm_size, height, width)
+        shape = _feature_shape(self.network_name, self.timm_size, height, width)
         if self._form == "NLC":
             return (frames, *self._grid(shape[1] - self._prefix_tokens, height, width))
         rows, columns = shape[1:3] if self._form == "NHWC" else shape[2:4]
@@ -175,7 +199,7 @@ class FrameModel(Backbone):
         """Rows and columns of the patches of a frame: as many as there are, in the frame's proportions."""
         rows = round(math.sqrt(tokens * height / width))
         if not rows or tokens % rows:
-            raise ValueError(f"{self._network_name} gives {tokens} tokens for {height} x {width} pixels: no map")
+            raise ValueError(f"{self.network_name} gives {tokens} tokens for {height} x {width} pixels: no map")
         return rows, tokens // rows
 
     def _check(self, clips: Tensor) -> None:
@@ -188,7 +212,7 @@ class FrameModel(Backbone):
         spec = self.input_spec
         if self.fixed_size and (height, width) != (spec.crop, spec.crop):
             raise ValueError(
-                f"{self._network_name} was built for {spec.crop} x {spec.crop} pixels and got {height} x {width}; "
+                f"{self.network_name} was built for {spec.crop} x {spec.crop} pixels and got {height} x {width}; "
                 f"build it with crop={height}"
             )
         if self.fixed_size:
@@ -196,7 +220,7 @@ class FrameModel(Backbone):
         patch = self._patch
         if height % patch[0] or width % patch[1]:
             raise ValueError(
-                f"{self._network_name} cuts frames into patches of {patch[0]} x {patch[1]} pixels; {height} x {width} "
+                f"{self.network_name} cuts frames into patches of {patch[0]} x {patch[1]} pixels; {height} x {width} "
                 "is no multiple of that"
             )
 
@@ -209,7 +233,7 @@ class FrameModel(Backbone):
 
     def _recognise_form(self, side: int) -> tuple[str, int]:
         """How the network lays features out: NCHW, NHWC or NLC, and how many tokens in front are no patches."""
-        shape = _feature_shape(self._network_name, self.timm_size, side, side)
+        shape = _feature_shape(self.network_name, self.timm_size, side, side)
         if len(shape) == 4:
             if shape[1] == self.feature_dim:
                 return "NCHW", 0
@@ -223,9 +247,12 @@ class FrameModel(Backbone):
             if math.isqrt(patches) ** 2 == patches and (patches > 1 or not prefix):
                 return "NLC", prefix
         raise ValueError(
-            f"timm's {self._network_name} gives {shape or 'several tensors'} for a frame of {side} x {side} pixels, "
+            f"timm's {self.network_name} gives {shape or 'several tensors'} for a frame of {side} x {side} pixels, "
             f"which is no map of {self.feature_dim} features; take another network"
         )
+
+
+FrameModelT = TypeVar("FrameModelT", bound=FrameModel)
 
 
 @cache
@@ -352,6 +379,14 @@ def tsn(
         flow_stack=flow_stack,
         drop_rate=drop_rate,
     )
+    return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
+
+
+def load_frame_weights(
+    backbone: FrameModelT, weights: str | Path | None, *, num_classes: int = 0, crop: int = 0
+) -> FrameModelT:
+    """Weights by path, "pretrained" (timm's) or "bundled" into a FrameModel; the caller's `crop` stays."""
+    network = backbone.network_name
     if weights == "pretrained":
         _load_pretrained(backbone, network, num_classes)
     elif weights == "bundled":

@@ -101,6 +101,18 @@ class VideoSwin(Backbone):
     def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return ceil(frames / 2), ceil(height / 32), ceil(width / 32)
 
+    def stages(self) -> list[list[nn.Module]]:
+        """Patch embedding, four stages (each with the merging before it), the last norm."""
+        embeds: list[nn.Module] = [self.patch_embed]
+        if self.depth_patch_embed is not None:
+            embeds.insert(0, self.depth_patch_embed)
+        parts = list(self.features)
+        blocks = [[parts[0]], *([parts[i - 1], parts[i]] for i in range(2, len(parts), 2))]
+        return [embeds, *blocks, [self.norm]]
+
+    def stage_map(self, output: Tensor, batch: int) -> Tensor:
+        return super().stage_map(output.permute(0, 4, 1, 2, 3), batch)
+
     def classify(self, maps: Tensor) -> Tensor:
         """Logits (B, num_classes) of the mean over time and space."""
         if self.head is None:

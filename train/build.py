@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..backbones import Backbone, InputSpec, create_backbone
-from ..fusion import create_head
+from ..fusion import create_head, freeze_all_but_classifier
 from ..pipeline.clip_spec import Augmentation, FeatureSpec, StreamSpec
 from ..pipeline.datasets.contract import Dataset, load_dataset
 from ..pipeline.features import FeatureStore
@@ -62,7 +62,7 @@ def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> Actio
             backbone = _backbone(stream, each) if recipe.inputs == "pixels" else None
             if backbone is not None:
                 backbones[stream] = backbone
-            widths[stream] = backbone.feature_dim if backbone is not None else feature_width(stream, each)
+            widths[stream] = backbone.feature_dim if backbone is not None else feature_width(recipe, stream)
         head = create_head(
             recipe.head.name,
             streams=widths,
@@ -72,8 +72,12 @@ def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> Actio
     finally:
         torch.random.set_rng_state(state)
     model = ActionModel(backbones, head, classes)
+    anew: set[str] = set()
+    if recipe.head.freeze_all_but_classifier:
+        anew = {f"head.{name}" for name in freeze_all_but_classifier(head)}
+        model.freeze(*backbones)
     if recipe.init_from is not None:
-        init_from(model, Path(recipe.init_from))
+        init_from(model, Path(recipe.init_from), but=anew)
     for stream, each in recipe.streams.items():
         if stream in model.backbones:
             _freeze(model, stream, each)
@@ -86,7 +90,7 @@ def _backbone(stream: str, each: StreamRecipe) -> Backbone:
             f"streams.{stream}.backbone is not set, but inputs is pixels; name one, or set inputs=features"
         )
     weights = None if each.weights == "random" else each.weights
-    eats: Any = each.options.get("stream", stream)
+    eats: Any = each.options.get("stream", "rgb" if each.clip.colour_map else stream)
     options = {key: value for key, value in each.options.items() if key != "stream"}
     backbone = create_backbone(each.backbone, weights=weights, stream=eats, **options)
     if backbone.num_classes:
@@ -94,23 +98,29 @@ def _backbone(stream: str, each: StreamRecipe) -> Backbone:
     return backbone
 
 
-def feature_width(stream: str, each: StreamRecipe) -> int:
-    """How wide the stored features of a stream are, by the recipe or by the store."""
-    if each.feature_dim is not None:
-        return each.feature_dim
-    if each.features is None:
+def features_folder(recipe: Recipe, stream: str) -> Path:
+    """The store of a stream's features, `{root}` replaced."""
+    folder = recipe.streams[stream].features
+    if folder is None:
         raise ValueError(f"streams.{stream}.features is not set, but inputs is features; name a store's folder")
-    store = FeatureStore.open(each.features)
+    return Path(folder.replace("{root}", recipe.data.root))
+
+
+def feature_width(recipe: Recipe, stream: str) -> int:
+    """How wide the stored features of a stream are, by the recipe or by the store."""
+    width = recipe.streams[stream].feature_dim
+    if width is not None:
+        return width
+    folder = features_folder(recipe, stream)
+    store = FeatureStore.open(folder)
     for key in store.keys():
         return int(store.read(key).data.shape[1])
-    raise ValueError(f"the store {each.features} of streams.{stream} is empty; extract its features first")
+    raise ValueError(f"the store {folder} of streams.{stream} is empty; extract its features first")
 
 
 def _freeze(model: ActionModel, stream: str, each: StreamRecipe) -> None:
     backbone: Any = model.backbones[stream]
     if each.checkpointing:
-        if not hasattr(backbone, "set_grad_checkpointing"):
-            raise ValueError(f"streams.{stream}.checkpointing: {each.backbone} cannot compute its activations twice")
         backbone.set_grad_checkpointing(True)
     if each.partial_bn:
         model.partial_bn(stream)
@@ -120,14 +130,17 @@ def _freeze(model: ActionModel, stream: str, each: StreamRecipe) -> None:
         model.freeze(stream)
 
 
-def init_from(model: ActionModel, path: Path) -> list[str]:
+def init_from(model: ActionModel, path: Path, but: Collection[str] = ()) -> list[str]:
     """Weights of another run or file, where names and shapes agree; returns what the file has not, which starts anew.
+
+    but: names that start anew whatever the file has.
 
     Raises: ValueError where nothing fits: that is the wrong file.
     """
     file = path if path.is_file() else find_model(path) / WEIGHTS
     given, own = load_file(file), model.state_dict()
-    fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+    wanted = {key: value.shape for key, value in own.items() if key not in but}
+    fitting = {key: value for key, value in given.items() if wanted.get(key) == value.shape}
     if not fitting:
         raise ValueError(f"init_from: nothing of {file} fits this model; it holds {', '.join(list(given)[:4])}, ...")
     model.load_state_dict(fitting, strict=False)
@@ -158,17 +171,21 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
         clip = each.clip
         fps = None if clip.fps == "native" else clip.fps
         if stream not in specs:
-            if each.features is None:
-                raise ValueError(f"streams.{stream}.features is not set; name a store's folder")
-            found.append(FeatureSpec(stream=stream, store=each.features, frames=clip.frames, fps=fps, key=each.key))
+            store = features_folder(recipe, stream)
+            found.append(FeatureSpec(stream=stream, store=store, frames=clip.frames, fps=fps, key=each.key))
             continue
         spec = specs[stream]
         if spec.stream == "rgbd":
             raise ValueError(f"streams.{stream}: rgbd backbones cannot be trained from files yet; use rgb and depth")
         crop = clip.crop or spec.crop
+        kind: Any = spec.stream
+        if clip.colour_map is not None:
+            if spec.stream != "rgb":
+                raise ValueError(f"streams.{stream}.clip.colour_map gives rgb, but the backbone eats {spec.stream}")
+            kind = stream  # depth or ir, which StreamSpec checks
         found.append(
             StreamSpec(
-                stream=spec.stream,
+                stream=kind,
                 frames=clip.frames or spec.frames,
                 fps=spec.fps if clip.fps is None else fps,
                 resize_side=max(clip.side or spec.resize_side, crop),
@@ -177,6 +194,7 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
                 flow_stack=spec.flow_stack,
                 flow_method=clip.flow_method,
                 audio_preset=clip.audio_preset,
+                colour_map=clip.colour_map,
             )
         )
     return found

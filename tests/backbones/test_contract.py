@@ -150,6 +150,61 @@ def test_saves_and_loads(backbone: Backbone, tmp_path) -> None:
         assert torch.equal(again.state_dict()[key], tensor), key
 
 
+def test_stages_cover_the_network_in_order(backbone: Backbone) -> None:
+    groups = backbone.stages()
+    held = [id(p) for modules in groups for module in modules for p in module.parameters()]
+    assert len(groups) > 2 and len(held) == len(set(held))
+    trunk = {id(p): name for name, p in backbone.named_parameters()}
+    outside = {name for key, name in trunk.items() if key not in set(held)}
+    # Beside the classifier only embeddings of positions and tokens belong to no module.
+    assert all(any(word in name for word in ("head", "fc", "classif", "logits", "pos", "token")) for name in outside)
+
+
+def test_maps_of_stages_end_with_what_the_stage_gives(backbone: Backbone) -> None:
+    clips = small_clips(backbone, batch=2)
+    with torch.inference_mode():
+        maps = backbone.eval().forward_intermediates(clips)
+        (last,) = backbone.forward_intermediates(clips, stages=[-1])
+        final = backbone(clips)
+    assert len(maps) == len(backbone.stages()) and all(x.ndim == 5 and len(x) == 2 for x in maps)
+    sizes = [x.shape[3] * x.shape[4] for x in maps]
+    assert sizes == sorted(sizes, reverse=True)
+    assert torch.equal(last, maps[-1]) and last.shape[2:] == final.shape[2:]
+    with pytest.raises(ValueError, match="counted from 0"):
+        backbone.forward_intermediates(clips, stages=[99])
+
+
+@pytest.mark.parametrize("backbone", [name for name in NAMES if name not in VARIANTS], indirect=True)
+def test_recomputed_activations_change_no_gradient_and_no_statistics(backbone: Backbone) -> None:
+    found = []
+    for enabled in (False, True):
+        copied = copy.deepcopy(backbone).train()
+        for module in copied.modules():
+            if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
+                module.momentum = 0.5
+        copied.set_grad_checkpointing(enabled)
+        torch.manual_seed(0)
+        copied(small_clips(backbone, batch=2)).square().mean().backward()
+        grads = {name: p.grad for name, p in copied.named_parameters() if p.grad is not None}
+        found.append((grads, dict(copied.named_buffers())))
+        copied.set_grad_checkpointing(False)
+        assert "forward" not in {key for module in copied.modules() for key in module.__dict__}
+    assert found[0][0].keys() == found[1][0].keys()
+    for first, second in zip(found[0], found[1], strict=True):
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_stages_do_not_learn(backbone: Backbone) -> None:
+    copied = copy.deepcopy(backbone)
+    copied.freeze_stages(2)
+    groups = copied.stages()
+    assert not any(p.requires_grad for modules in groups[:2] for m in modules for p in m.parameters())
+    assert all(p.requires_grad for modules in groups[2:] for m in modules for p in m.parameters())
+    with pytest.raises(ValueError, match="has .* stages"):
+        copied.freeze_stages(len(groups) + 1)
+
+
 def test_copies_and_pickles() -> None:
     # What averaging of weights and processes that are spawned need.
     for name in ("tsn:test_vit", "i3d", "swin3d_t"):
