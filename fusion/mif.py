@@ -23,7 +23,8 @@ Chosen where the text is silent; what has a name in brackets is an option of eve
   F'_ij is pooled by its own stream's steps and then summed, so streams may differ in T; with equal T and no mask this
   is the pooled sum of equation 4.
 - More than three streams: all ordered pairs, or a longer chain. "Diff-All" with more: all ordered triples.
-- Two streams, progressive (section III-A): DMF(DMF(F_r, F_f), F_r).
+- Two streams, progressive (section III-A): DMF(DMF(F_r, F_f), F_r). The text names the keys and values of the second
+  DMF only; that the result of the first asks is taken from equation 6.
 - A sample that lacks a stream: pairs with it are left out of the sum; where no pair is left, the one stream counts by
   LN(F_i), its pairs without MHCA. A sample without the asking stream (`query="rgb"`) has F_s = 0. In a chain the DMF of
   a missing stream is skipped, and the first stream that is there begins it.
