@@ -87,14 +87,15 @@ def _no_bytes() -> bytes:
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("builtins", "bytes"): _no_bytes,
     ("collections", "OrderedDict"): dict,
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): np.ndarray.__name__,  # only ever an argument of _reconstruct: not to be called
     ("numpy", "dtype"): _Dtype,
 }
+for _package in ("builtins", "__builtin__"):  # the name in protocols 3 and up, and before
+    _ALLOWED[_package, "set"] = set
+    _ALLOWED[_package, "frozenset"] = frozenset
+    _ALLOWED[_package, "bytes"] = _no_bytes
 for _package in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_package}.multiarray", "_reconstruct"] = _reconstruct
     _ALLOWED[f"{_package}.multiarray", "scalar"] = _scalar
