@@ -231,7 +231,7 @@ class PixelReader:
 
 def paint_jet(grey: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W, 1) -> uint8 (T, H, W, 3), red, green, blue of OpenCV's jet."""
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_JET)[:, 0, ::-1]
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1]
     return table[grey[..., 0]]
 
 

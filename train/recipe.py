@@ -31,8 +31,9 @@ Scalar = bool | int | float | str | None
 class About:
     """What the recipe reproduces. For people; nothing here changes the run.
 
-    paper, row: what and which table and row. expected: metric name -> the paper's number. hardware: what the paper, or
-    whoever measured, used. deviations: where this recipe differs from the paper, one sentence each.
+    paper, row: what and which table and row. expected: name of a result -> the paper's number, a fraction as results
+    are. hardware: what the paper, or whoever measured, used. deviations: where this recipe differs from the paper, or
+    had to choose, one sentence each.
     """
 
     paper: str = ""
@@ -99,6 +100,7 @@ class Clip:
     """How a stream's clip is cut; None = what the backbone's input spec says.
 
     frames: entries of a clip. fps: entries a second, "native" = every frame. side, crop: pixels.
+    colour_map: "jet" makes three channels of depth or ir, for a backbone that eats rgb.
     """
 
     frames: int | None = None
@@ -107,6 +109,7 @@ class Clip:
     crop: int | None = None
     flow_method: str = "dis_fast"
     audio_preset: str = "tbn"
+    colour_map: Literal["jet"] | None = None
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -117,8 +120,9 @@ class StreamRecipe:
     freeze_stages: so many of its first stages. partial_bn: batch norms keep their statistics, but for the first.
     lr_scale: times the learning rate. layer_decay: the learning rate of each stage before the last, times this.
     checkpointing: activations are computed twice instead of kept.
-    features: folder of a feature store; feature_dim: their width, needed where no backbone is named. key: the store's
-    key of a segment's video, a format string that may use {video}, {id} and what `Segment.extra` holds.
+    features: folder of a feature store, where {root} stands for `Data.root`; feature_dim: their width, needed where no
+    backbone is named. key: the store's key of a segment's video, a format string that may use {video}, {id} and what
+    `Segment.extra` holds.
     """
 
     backbone: str | None = None
@@ -138,10 +142,15 @@ class StreamRecipe:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class Head:
-    """name: a registered head. options: its own."""
+    """name: a registered head. options: its own.
+
+    freeze_all_but_classifier: the head learns nothing but its last layers, which start anew, and the backbones learn
+        nothing and stay in eval mode: the second stage of few-shot transfer, after `Recipe.init_from`.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    freeze_all_but_classifier: bool = False
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -1,0 +1,117 @@
+"""The recipes of the package: what they name is there, their models can be built, those of the kitchen train."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from kitchen import tiny_kitchen
+
+from actionfuse.fusion import list_heads
+from actionfuse.fusion.few_shot import classifier_parameters
+from actionfuse.pipeline.datasets.contract import CARDS, options_of
+from actionfuse.train.build import build_dataset, build_model, init_from, load_split, make_task
+from actionfuse.train.engine import Trainer
+from actionfuse.train.log import read_metrics
+from actionfuse.train.model import save_model
+from actionfuse.train.recipe import list_recipes, load_recipe
+
+KITCHEN = [name for name in list_recipes() if name.startswith("kitchen_")]
+
+
+def tiny(name: str) -> list[str]:
+    """Overrides that make a recipe of the kitchen a matter of a second."""
+    recipe = load_recipe(name)
+    found = ["data.limit=4", "optim.batch=2", "run.workers=0", "run.epochs=1", "optim.warmup_epochs=0"]
+    if recipe.task.test_tau_a:
+        found.append("task.test_tau_a=[0.5]")
+    for stream in recipe.streams:
+        found.append(f"streams.{stream}.backbone=tsn:test_resnet")
+        found += [f"streams.{stream}.clip.side=32", f"streams.{stream}.clip.crop=32"] if stream != "audio" else []
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny_kitchen(tmp_path_factory)
+
+
+def test_every_method_is_there():
+    heads = {load_recipe(name).head.name for name in list_recipes()}
+    assert {"concat", "late_fusion", "mif_parallel", "mif_progressive", "mimo", "interactive", "mmixer"} <= heads
+    assert {"kitchen_rgb", "kitchen_flow", "kitchen_audio"} <= set(KITCHEN)
+    assert {load_recipe(name).task.kind for name in KITCHEN} == {"recognition", "anticipation"}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_what_a_recipe_names_is_there_and_its_model_can_be_built(name):
+    recipe = load_recipe(name)
+    assert recipe.head.name in list_heads() and recipe.about.row and recipe.about.deviations
+    card = CARDS[recipe.data.dataset]
+    assert {recipe.data.train, recipe.data.test} <= set(card.splits)
+    assert set(recipe.data.options) <= set(options_of(recipe.data.dataset))
+    if not name.startswith("kitchen_"):
+        assert all(0 < value < 1 for value in recipe.about.expected.values())
+    # Shapes alone: no weights are read and no memory is taken.
+    own = [f"streams.{stream}.weights=random" for stream, each in recipe.streams.items() if each.backbone]
+    with torch.device("meta"):
+        model = build_model(
+            load_recipe(name, [*own, "init_from=null"]), {t: ("a", "b", "c") for t in recipe.data.tasks or ["action"]}
+        )
+    assert list(model.head.streams) == list(recipe.streams)
+
+
+@pytest.mark.parametrize("name", KITCHEN)
+def test_recipes_of_the_kitchen_train(name, root, tmp_path):
+    recipe = load_recipe(name, [*tiny(name), f"data.root={root}"])
+    results = Trainer(recipe, tmp_path, quiet=True).run()
+    rows = read_metrics(tmp_path)
+    assert [row["kind"] for row in rows].count("step") == 2
+    assert not [row for row in rows if row["kind"] == "broken"]
+    assert recipe.run.monitor in results
+    told = {name.partition("@")[2] for name in results}
+    assert told == ({"", "tau_a=0.5"} if recipe.task.kind == "anticipation" else {""})
+    assert json.loads((tmp_path / "best" / "metrics.json").read_text())["monitor"] == recipe.run.monitor
+
+
+def test_depth_and_infrared_painted_are_pictures(root):
+    recipe = load_recipe("kitchen_mmixer", [*tiny("kitchen_mmixer"), f"data.root={root}"])
+    split = load_split(recipe, "train")
+    model = build_model(recipe, split.classes)
+    assert {spec.stream for spec in model.input_specs.values()} == {"rgb"}
+    sample = build_dataset(recipe, split, model, make_task(recipe.task), training=True)[0]
+    assert {name: tuple(x.shape) for name, x in sample.streams.items()} == dict.fromkeys(
+        ("rgb", "depth", "ir"), (8, 32, 32, 3)
+    )
+    assert sample.streams["depth"].dtype == torch.uint8
+    plain = load_recipe(
+        "kitchen_mmixer", [*tiny("kitchen_mmixer"), f"data.root={root}", "streams.depth.clip.colour_map=null"]
+    )
+    assert build_model(plain, split.classes).input_specs["depth"].channels == 1
+    wrong = load_recipe("kitchen_mmixer", ["streams.depth.options={stream: depth}"])
+    with pytest.raises(ValueError, match="colour_map gives rgb, but the backbone eats depth"):
+        build_dataset(wrong, split, build_model(wrong, split.classes), make_task(wrong.task), training=True)
+
+
+def test_second_stages_train_new_classifiers_alone(tmp_path):
+    classes = {"verb": ("a", "b"), "noun": ("c", "d", "e")}
+    first = build_model(load_recipe("kitchen_interactive", ["run.seed=1"]), classes)
+    save_model(first, tmp_path)
+    recipe = load_recipe("kitchen_interactive", ["head.freeze_all_but_classifier=true", f"init_from={tmp_path}"])
+    second = build_model(recipe, classes)
+    trained = {name for name, parameter in second.named_parameters() if parameter.requires_grad}
+    assert trained == {f"head.{name}" for name in classifier_parameters(second.head)} and trained
+    before = first.state_dict()
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in trained), name
+    assert not any(backbone.training for backbone in second.backbones.values()) and second.head.training
+    assert set(init_from(second, tmp_path)) == set()
