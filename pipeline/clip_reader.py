@@ -82,6 +82,11 @@ class Shelf:
             self._flow[method] = FlowComputer(method, device="cpu")
         return self._flow[method]
 
+    def put(self, path: str, reader: VideoReader) -> None:
+        """From now on `video(path)` is this reader."""
+        self._mine()
+        self._keep("video", path, reader)
+
     def drop(self, path: str) -> None:
         """Close what is open of this file, so that it starts anew."""
         for kind in ("video", "sound"):

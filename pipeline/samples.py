@@ -33,7 +33,7 @@ from .order import EpochSampler
 from .pixel_reader import TIME, Draw, PixelReader
 from .protocols import NotObserved, Observation, Recognition, Sampling, Task
 from .sampling import draw
-from .video import VideoError
+from .video import VideoError, VideoReader
 
 IGNORED = -100  # the label of a segment that has none: what torch's cross_entropy leaves out
 
@@ -157,6 +157,10 @@ class SegmentDataset(TorchDataset):
     def epoch(self) -> int:
         return int(self._epoch)
 
+    def lend(self, path: str | Path, reader: VideoReader) -> None:
+        """Read this reader, which may be of a stream that still runs, wherever the file of a segment is `path`."""
+        self._pixels.shelf.put(str(path), reader)
+
     def set_epoch(self, epoch: int) -> None:
         """The epoch that plain indices are drawn for. EpochSampler says its own with every index."""
         self._epoch.fill_(epoch)
@@ -166,8 +170,10 @@ class SegmentDataset(TorchDataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
         epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
-        segment = self.dataset.segments[index]
-        index %= len(self)
+        return self.sample(self.dataset.segments[index], epoch, index % len(self))
+
+    def sample(self, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
+        """The sample of any segment of the dataset's videos, drawn as (epoch, index)."""
         try:
             return self._read(segment, epoch, index)
         except (VideoError, OSError, NotObserved) as error:

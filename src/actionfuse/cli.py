@@ -27,6 +27,7 @@ COMMANDS = {
     "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
     "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
     "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
+    "predict": ("actionfuse.train.predict", "what is done in raw videos, or what comes next; also live"),
     "models": ("actionfuse.train.catalog", "backbones and fusion heads: input, parameters, GFLOPs, options, paper"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }
