@@ -165,6 +165,10 @@ class SegmentDataset(TorchDataset):
         """The epoch that plain indices are drawn for. EpochSampler says its own with every index."""
         self._epoch.fill_(epoch)
 
+    def close(self) -> None:
+        """Close the files that this process holds open; they open again when they are needed."""
+        self._pixels.shelf.close()
+
     def __len__(self) -> int:
         return len(self.dataset.segments)
 

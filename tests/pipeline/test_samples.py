@@ -559,7 +559,8 @@ def test_files_are_kept_open_in_bounds(folder):
     copy = pickle.loads(pickle.dumps(dataset))
     assert not copy._pixels.shelf._open
     assert torch.equal(copy[0].streams["rgb"], dataset[0].streams["rgb"])
-    dataset._pixels.shelf.close()
+    dataset.close()
+    assert not shelf._open and not dataset[0].error
 
 
 # --- the same whoever reads it
