@@ -328,6 +328,9 @@ def _from_tsn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_tsn(state: Mapping[str, Tensor]) -> bool:
+    more = (".net.", ".gsf.", ".gsm_", "consensus.")  # of networks that also mix frames
+    if any(part in f".{key}" for key in state for part in more):
+        return False
     return any(key.removeprefix("model.").startswith("base_model.") for key in state)
 
 
@@ -336,9 +339,9 @@ def _is_epic_tsn(state: Mapping[str, Tensor]) -> bool:
     return _is_tsn(state) and [len(head) for head in heads] == [97 + 300]
 
 
-_TSN_SPEC = {"resize_side": 256, "crop": 224, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+TSN_SPEC = {"resize_side": 256, "crop": 224, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 TSN = published(
-    Layout(name="mit-han-lab/temporal-shift-module (TSN)", recognises=_is_tsn, convert=_from_tsn, spec=_TSN_SPEC)
+    Layout(name="mit-han-lab/temporal-shift-module (TSN)", recognises=_is_tsn, convert=_from_tsn, spec=TSN_SPEC)
 )
 EPIC_TSN = published(
     Layout(
@@ -346,7 +349,7 @@ EPIC_TSN = published(
         recognises=_is_epic_tsn,
         convert=_from_tsn,
         # Its rgb configurations give the mean as std, and the released weights were trained so.
-        spec={**_TSN_SPEC, "std": IMAGENET_MEAN},
+        spec={**TSN_SPEC, "std": IMAGENET_MEAN},
     )
 )
 

@@ -27,6 +27,8 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
     "tsn:vit_tiny_patch16_224": {},  # tokens, one of them the class token
     "tsn:swin_tiny_patch4_window7_224": {"crop": 64},  # channels last, of a fixed size
     "tsn:convnext_atto": {},
+    "tsm:resnet18": {},
+    "tsm:resnet26": {"place": "block", "temporal_pool": True, "non_local": True},
 }
 NAMES: dict[str, dict[str, object]] = {name: {} for name in list_backbones() if ":" not in name} | LIBRARY_NETWORKS
 # Variants of other names in numbers only: written and read by the same code, only slowly.
