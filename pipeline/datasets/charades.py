@@ -43,6 +43,7 @@ from ..annotations import Segment
 from .action_genome import ActionGenomeBoxes, People
 from .contract import Dataset, register
 from .layout import choose_paths, find_file, find_optional, read_table, unique
+from .lines import text_lines
 
 NAME = "charades"
 FRAMES_PER_SECOND = 24.0  # of the frames that the authors give, and of PySlowFast's lists; not of the videos
@@ -143,10 +144,8 @@ def read(
 def read_classes(path: Path) -> tuple[str, ...]:
     """Names by class number, of lines "c000 name"."""
     names: list[str] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not text.strip():
-            continue
-        code, _, name = text.strip().partition(" ")
+    for line, text in text_lines(path):
+        code, _, name = text.partition(" ")
         if code != f"c{len(names):03d}" or not name.strip():
             raise ValueError(f"{path}:{line}: {text!r}; it must be c{len(names):03d} and a name")
         names.append(name.strip())

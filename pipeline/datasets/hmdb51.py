@@ -26,6 +26,7 @@ from pathlib import Path
 from ..annotations import Segment
 from .contract import Dataset, register
 from .layout import LayoutError, choose_paths, unique
+from .lines import text_lines
 
 NAME = "hmdb51"
 FRAMES_PER_SECOND = 30.0
@@ -86,10 +87,8 @@ def read(root: Path, split: str, *, paths: Mapping[str, str] | None = None) -> D
 
 
 def _read_list(path: Path, name: str, number: int, mark: str) -> Iterator[Segment]:
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not text.strip():
-            continue
-        clip, _, own_mark = text.strip().rpartition(" ")
+    for line, text in text_lines(path):
+        clip, _, own_mark = text.rpartition(" ")
         if own_mark not in ("0", "1", "2") or not clip.strip().endswith((".avi", ".mp4")):
             raise ValueError(f"{path}:{line}: {text!r}; a line must be a clip and 0, 1 or 2, as in 'NAME.avi 1'")
         if own_mark == mark:

@@ -32,6 +32,7 @@ from typing import Literal
 from ..annotations import Segment
 from .contract import Dataset, register
 from .layout import choose_paths, find_file, find_optional, read_table
+from .lines import text_lines
 
 _SHORT = {"train": ("train",), "validation": ("val", "validate", "validation"), "test": ("test",)}
 _ADVICE = "get the annotations from github.com/cvdfoundation/kinetics-dataset"
@@ -123,7 +124,7 @@ def _read(
     segments = _read_rows(files[0], notes)
     if classes is not None:
         files.append(root / classes)
-        labels = tuple(filter(None, map(str.strip, files[1].read_text(encoding="utf-8-sig").splitlines())))
+        labels = tuple(label for _, label in text_lines(find_file(root, (str(classes),), advice="classes names it")))
     else:
         files += [p for other in _SHORT if other != split and (p := find_optional(root, names(other), folders))]
         found = {segment.extra.get("label", "") for segment in segments}
@@ -171,7 +172,7 @@ def _seconds(text: str, where: str) -> int:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if seconds < 0 or seconds != int(seconds):
+    if not (seconds >= 0 and seconds.is_integer()):
         raise ValueError(f"{where} is {text!r}; it must be whole seconds, 0 or more")
     return int(seconds)
 

@@ -39,6 +39,7 @@ from typing import Literal
 from ..annotations import Segment
 from .contract import Dataset, register
 from .layout import LayoutError, find_file
+from .lines import text_lines
 
 FRAMES_PER_SECOND = 30.0
 SUBJECTS_60 = frozenset((1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38))
@@ -192,8 +193,7 @@ def read_missing(path: Path) -> frozenset[str]:
 
     Raises ValueError where it has none.
     """
-    lines = path.read_text(encoding="utf-8-sig").split()
-    if not (names := frozenset(line for line in lines if _NAME.fullmatch(line))):
+    if not (names := frozenset(line for _, line in text_lines(path) if _NAME.fullmatch(line))):
         raise ValueError(f"{path}: holds no sample such as S001C002P005R002A008")
     return names
 

@@ -29,6 +29,7 @@ from ..boxes import read_box_file
 from ..inputs import VIDEO_EXTENSIONS
 from .contract import Dataset, register
 from .layout import choose_paths, find_file, find_optional
+from .lines import text_lines
 
 NAME = "csv"
 _FILES = {"train": ("train.csv",), "validation": ("validation.csv", "val.csv"), "test": ("test.csv",)}
@@ -118,7 +119,7 @@ def _names(task: str, tables: Sequence[Sequence[Segment]], listed: Path | None) 
     """Class name -> number, in the order of the numbers."""
     used = {cell for table in tables for segment in table for cell in _cells(segment.extra.get(task, ""))}
     if listed is not None:
-        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line for _, line in text_lines(listed)]
         if len(set(names)) != len(names):
             raise ValueError(f"{listed}: two classes of {task} have one name; every line needs a name of its own")
         return {name: number for number, name in enumerate(names)}

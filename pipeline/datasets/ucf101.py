@@ -27,6 +27,7 @@ from pathlib import Path
 from ..annotations import Segment
 from .contract import Dataset, register
 from .layout import choose_paths, find_file, unique
+from .lines import text_lines
 
 NAME = "ucf101"
 FRAMES_PER_SECOND = 25.0
@@ -75,21 +76,18 @@ def read(root: Path, split: str, *, paths: Mapping[str, str] | None = None) -> D
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if words := text.split():
-            if len(words) != 2 or words[0] != str(len(names) + 1):
-                raise ValueError(
-                    f"{path}:{line}: {text!r}; it must be {len(names) + 1} and a name: classes in their order"
-                )
-            names.append(words[1])
+    for line, text in text_lines(path):
+        words = text.split()
+        if len(words) != 2 or words[0] != str(len(names) + 1):
+            raise ValueError(f"{path}:{line}: {text!r}; it must be {len(names) + 1} and a name: classes in their order")
+        names.append(words[1])
     return tuple(names)
 
 
 def _read_list(path: Path, classes: tuple[str, ...]) -> Iterator[Segment]:
     numbers = {name: number for number, name in enumerate(classes)}
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not (words := text.split()):
-            continue
+    for line, text in text_lines(path):
+        words = text.split()
         parsed = _CLIP.fullmatch(words[0])
         if parsed is None or len(words) > 2 or parsed["name"] not in numbers:
             raise ValueError(
