@@ -31,7 +31,7 @@ from typing import Literal
 
 from ..annotations import Segment
 from .contract import Dataset, register
-from .layout import choose_paths, find_file, find_optional, read_table
+from .layout import LayoutError, choose_paths, find_file, find_optional, read_table
 from .lines import text_lines
 
 _SHORT = {"train": ("train",), "validation": ("val", "validate", "validation"), "test": ("test",)}
@@ -153,6 +153,8 @@ def _read(
     chosen = choose_paths(root, {"rgb": tuple(candidates)}, segments, paths)
     if drop:
         present = _present(root, chosen["rgb"], segments)
+        if not present:
+            raise LayoutError(root, (chosen["rgb"],), f"no clip of {split} is there")
         notes.append(f"{len(segments) - len(present)} of {len(segments)} clips are not there and left out.")
         segments = present
     return Dataset(
@@ -196,6 +198,8 @@ def _read_rows(path: Path, notes: list[str]) -> list[Segment]:
 def _present(root: Path, pattern: str, segments: list[Segment]) -> list[Segment]:
     """Those whose file is there, by one look at each folder."""
     listed: dict[Path, frozenset[str]] = {}
+    if "*" in pattern:
+        raise ValueError(f'missing="drop" looks names up as they are; the path {pattern!r} may have no *')
 
     def is_there(path: Path) -> bool:
         if path.parent not in listed:

@@ -359,6 +359,14 @@ def test_arrays_of_other_bytes_are_refused(tmp_path, dtype, data):
         load_plain_pickle(path)
 
 
+def test_scalars_of_other_bytes_are_refused(tmp_path):
+    function, (dtype, data) = np.float64(1).__reduce__()
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps(_Runs(function, dtype, data * 2), 4))
+    with pytest.raises(ValueError, match=r"an array of shape \(\) has 16 bytes, not 8"):
+        load_plain_pickle(path)
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_data_is_read_back(tmp_path, protocol):
     content = {

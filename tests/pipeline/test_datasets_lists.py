@@ -158,6 +158,13 @@ def test_kinetics_places(kinetics, place):
     assert present.notes[-1] == "1 of 2 clips are not there and left out."
 
 
+def test_kinetics_without_any_clip(kinetics):
+    with pytest.raises(LayoutError, match=r"holds no val/{label}/{video}.mp4; no clip of validation is there"):
+        load_dataset("kinetics_400", kinetics, "validation", missing="drop")
+    with pytest.raises(ValueError, match=r"the path 'val/{video}\*.mp4' may have no \*"):
+        load_dataset("kinetics_400", kinetics, "validation", missing="drop", paths={"rgb": "val/{video}*.mp4"})
+
+
 def test_kinetics_of_some_classes(kinetics):
     with pytest.raises(ValueError, match="have 400 labels; Kinetics-600 has 600"):
         load_dataset("kinetics_600", kinetics, "validation")

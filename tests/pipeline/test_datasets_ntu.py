@@ -197,6 +197,8 @@ def test_views(ucla):
     assert train.segments[1].extra == {"participant": "s10", "view": "2", "episode": "03"}
     other = load_dataset("nw_ucla", ucla, "test", test_view=1)
     assert [s.id for s in other.segments] == ["view_1/a01_s01_e00"]
+    other = load_dataset("nw_ucla", ucla, "train", test_view=1)
+    assert {s.extra["view"] for s in other.segments} == {"2", "3"}
     with pytest.raises(ValueError, match="test_view of dataset 'nw_ucla' is 4; it must be one of 1, 2, 3"):
         load_dataset("nw_ucla", ucla, "test", test_view=4)
 

@@ -56,6 +56,8 @@ def test_shares(tmp_path):
     assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 44
     assert parts["test"] == videos(tmp_path, "test", shares=(0.25, 0.1))
     assert parts["test"] != videos(tmp_path, "test", shares=(0.25, 0.1), seed=1)
+    most = {split: videos(tmp_path, split, shares=(0.09, 0.9)) for split in SPLITS}
+    assert [sum(c == 2 for c in most[split].values()) for split in SPLITS] == [1, 0, 0]
     moved = tmp_path.rename(tmp_path.parent / "elsewhere")
     assert parts["train"] == videos(moved, "train", shares=(0.25, 0.1))
 
