@@ -1,6 +1,21 @@
 """Backbones: clips (B, C, T, H, W) to feature maps (B, D, T, H, W). Torch only; nothing here knows video files."""
 
-from . import bninception, frame_models, i3d, i3d_resnet, tsm, video_swin
+from . import (
+    bninception,
+    c2d,
+    csn,
+    frame_models,
+    gate_shift,
+    i3d,
+    i3d_resnet,
+    mvit,
+    r2plus1d,
+    s3d,
+    slowfast,
+    tsm,
+    video_swin,
+    x3d,
+)
 from .contract import Backbone as Backbone
 from .contract import InputSpec as InputSpec
 from .contract import Stream as Stream
@@ -27,4 +42,19 @@ __all__ = [
     "stream_spec",
 ]
 # One module per family: importing it registers its names.
-FAMILIES = (bninception, frame_models, i3d, i3d_resnet, tsm, video_swin)
+FAMILIES = (
+    bninception,
+    c2d,
+    csn,
+    frame_models,
+    gate_shift,
+    i3d,
+    i3d_resnet,
+    mvit,
+    r2plus1d,
+    s3d,
+    slowfast,
+    tsm,
+    video_swin,
+    x3d,
+)

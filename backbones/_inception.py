@@ -37,7 +37,11 @@ def caffe_spec(stream: Stream, *, frames: int, crop: int, flow_stack: int) -> In
 
 
 class ConvUnit(nn.Module):
-    """Convolution with bias, whatever gate was put behind it, batch norm, ReLU."""
+    """Convolution with bias, whatever gate was put behind it, batch norm, ReLU.
+
+    fold: whether convolution and norm may be one outside training. Not where a gate stands between them, nor elsewhere
+        in a gated network: gates are steep, and the other order of rounding shows in the logits.
+    """
 
     def __init__(
         self,
@@ -50,9 +54,10 @@ class ConvUnit(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding)
         self.norm = nn.BatchNorm2d(outputs)
+        self.fold = True
 
     def forward(self, maps: Tensor) -> Tensor:
-        if hasattr(self.conv, "gate"):  # stands between the two, so that they cannot be one
+        if not self.fold:
             return self.norm(self.conv(maps)).relu_()
         return conv_norm_2d(maps, self.conv, self.norm).relu_()
 

@@ -1,0 +1,337 @@
+"""GSM and GSF: gates that learn which features go to the next and the previous frame.
+
+Sources: Sudhakaran, Escalera and Lanz, "Gate-Shift Networks for Video Action Recognition", CVPR 2020 (arXiv:1912.00381,
+equations 2 to 6), code swathikirans/GSM; the same, "Gate-Shift-Fuse for Video Action Recognition", TPAMI 2023
+(arXiv:2203.08897), code swathikirans/GSF. `gsm:NETWORK` and `gsf:NETWORK`, where NETWORK is bninception, inception_v3
+(tsn-pytorch's, see inception_v3.py) or any ResNet of timm. A gate stands behind one convolution of each Inception block
+and behind the last one of each residual branch, before the norm.
+Differs: gates with a channel number that 4 does not divide take the next greater one that it does; the public GSF fails
+there. GSM in ResNets is not published; it stands where GSF does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import bninception, inception_v3
+from ._clip_length import add_gate
+from ._inception import ConvUnit, Inception, caffe_spec
+from ._resnets import LAYERS, ClipResNet, from_tsn_code, last_conv, resnets
+from .contract import Backbone, Layout, Stream, register
+from .convert import load_weights, published, read_checkpoint
+from .frame_models import TSN_SPEC, load_frame_weights
+from .own import read_own
+
+Kind = Literal["gsm", "gsf"]
+STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
+INCEPTIONS = ("bninception", "inception_v3")
+# The unit of a block that is gated, where it is not the first ("1x1", "conv").
+_GATED: dict[str, str] = {"inception_3c": "3x3_reduce", "inception_4e": "3x3_reduce", "mixed_8": "tower_conv"}
+_GSM_GATED: dict[str, str] = _GATED | {"mixed_3": "tower_conv", "mixed_6": ""}  # mixed_6 has no gate there
+
+
+def _shift(maps: Tensor, earlier: bool) -> Tensor:
+    """(B, T, ...) from the next frame (earlier) or the one before, zeros at the end."""
+    rest = maps.new_zeros(()).expand_as(maps[:, :1])
+    return torch.cat([maps[:, 1:], rest] if earlier else [rest, maps[:, :-1]], 1)
+
+
+def _mix(half: Tensor) -> Tensor:
+    """Channels (.., 2, C / 4) of a half to (.., C / 4, 2): the two quarters alternate."""
+    return half.unflatten(2, (2, -1)).transpose(2, 3).flatten(2, 3)
+
+
+class GSM(nn.Module):
+    """Gate-shift: maps (B, T, C, H, W) -> the same. C is a multiple of 4.
+
+    A gate per half of the channels, tanh of a 3 x 3 x 3 convolution of the normed maps, splits it into a gated part,
+    which is shifted in time (the first half backward, the second forward), and the rest, which stays.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels % 4:
+            raise ValueError(f"a gate mixes quarters of the channels, and 4 does not divide {channels}")
+        self.channels = channels
+        self.bn = nn.BatchNorm3d(channels)
+        self.conv3D = nn.Conv3d(channels, 2, 3, padding=1, groups=2)
+        nn.init.zeros_(self.conv3D.weight)
+        if self.conv3D.bias is not None:
+            nn.init.zeros_(self.conv3D.bias)
+
+    def gates(self, maps: Tensor) -> Tensor:
+        """(B, T, 2, H, W), -1 to 1."""
+        return self.conv3D(self.bn(maps.transpose(1, 2)).relu_()).tanh().transpose(1, 2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        gates, halves = self.gates(maps), []
+        for number, half in enumerate(maps.chunk(2, 2)):
+            gated = gates[:, :, number : number + 1] * half
+            halves.append(_mix(self._join(number, half, gated)))
+        return torch.cat(halves, 2)
+
+    def _join(self, number: int, half: Tensor, gated: Tensor) -> Tensor:
+        return _shift(gated, earlier=number == 0) + (half - gated)
+
+
+class GSF(GSM):
+    """Gate-shift-fuse: maps (B, T, C, H, W) -> the same; only the first `percent` of the channels take part.
+
+    Shifted and staying part are weighted, per channel and frame, by a convolution over (channel, frame) of their means
+    over space, and the weights of the two add up to one.
+    """
+
+    def __init__(self, channels: int, percent: int = 100) -> None:
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent of the channels is {percent}; it is 1 to 100")
+        taken = -(-int(channels * percent / 100) // 4) * 4
+        super().__init__(taken)
+        self.conv3D.reset_parameters()
+        self.channel_conv1 = nn.Conv2d(2, 1, 3, padding=1)
+        self.channel_conv2 = nn.Conv2d(2, 1, 3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.shape[2] == self.channels:
+            return super().forward(maps)
+        return torch.cat([super().forward(maps[:, :, : self.channels]), maps[:, :, self.channels :]], 2)
+
+    def _join(self, number: int, half: Tensor, gated: Tensor) -> Tensor:
+        stays, moves = half - gated, _shift(gated, earlier=number == 0)
+        fuse = self.channel_conv2 if number else self.channel_conv1
+        means = torch.stack([moves.mean((3, 4)), stays.mean((3, 4))], 1)  # (B, 2, T, C / 2)
+        weight = fuse(means.transpose(2, 3)).sigmoid().squeeze(1).transpose(1, 2)[..., None, None]
+        return torch.lerp(stays, moves, weight)
+
+
+def _gate(kind: Kind, channels: int, percent: int) -> nn.Module:
+    return GSM(channels) if kind == "gsm" else GSF(channels, percent)
+
+
+def _gate_inception(backbone: Inception, kind: Kind, percent: int) -> None:
+    for module in backbone.modules():
+        if isinstance(module, ConvUnit):
+            module.fold = False
+    places = _GSM_GATED if kind == "gsm" else _GATED
+    for name, block in backbone.body.items():
+        if not hasattr(block, "units"):
+            continue
+        units = block.get_submodule("units")
+        unit = places.get(name, next(iter(dict(units.named_children()))))
+        if unit:
+            conv = units.get_submodule(f"{unit}.conv")
+            assert isinstance(conv, nn.Conv2d)
+            add_gate(conv, _gate(kind, conv.out_channels, percent), backbone.clip_length)
+
+
+class GatedResNet(ClipResNet):
+    """One of timm's ResNets, gated behind the last convolution of every residual branch."""
+
+    def add_gates(self, kind: Kind, percent: int) -> None:
+        for layer in LAYERS:
+            for block in self.blocks(layer):
+                conv = last_conv(block)
+                add_gate(conv, _gate(kind, conv.out_channels, percent), self.clip_length)
+
+
+def _networks(pattern: str) -> list[str]:
+    return [name for name in INCEPTIONS if fnmatchcase(name, pattern)] + resnets(pattern)
+
+
+def _names(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(f".{prefix}" in f".{key}" for key in state)
+
+
+def _is_bninception(state: Mapping[str, Tensor]) -> bool:
+    return _names(state, "gsm_inception_3a") or _names(state, "gsf_inception_3a")
+
+
+def _is_inception_v3(state: Mapping[str, Tensor]) -> bool:
+    return _names(state, "gsm_mixed_") or _names(state, "gsf_mixed_")
+
+
+def _is_resnet(state: Mapping[str, Tensor]) -> bool:
+    return _names(state, "gsf.conv3D.")
+
+
+def _is_plain_v3(state: Mapping[str, Tensor]) -> bool:
+    return any(key.removeprefix("base_model.") == "mixed_conv_Conv2D.weight" for key in state)
+
+
+def _from_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the whole network (`base_model.`, `new_fc.`) or of the trunk alone with its own `fc.`"""
+    if not any(key.startswith("base_model.") for key in state):
+        state = {f"base_model.{key}": tensor for key, tensor in state.items()}
+    last = "conv3" if any(".conv3." in key for key in state) else "conv2"
+    return from_tsn_code(state, (r"base_model\.(layer\d\.\d+)\.gsf\.(.+)", rf"network.\1.{last}.gate.\2"))
+
+
+BNINCEPTION = published(
+    Layout(name="swathikirans/GSM, GSF (bninception)", recognises=_is_bninception, convert=bninception.from_published)
+)
+INCEPTION_V3 = published(
+    Layout(
+        name="swathikirans/GSM, GSF (inception_v3)", recognises=_is_inception_v3, convert=inception_v3.from_published
+    )
+)
+RESNET = published(
+    Layout(name="swathikirans/GSF (ResNets)", recognises=_is_resnet, convert=_from_resnet, spec=TSN_SPEC)
+)
+
+
+PLAIN_V3 = published(
+    Layout(
+        name="Inception-v3 of tsn-pytorch",
+        recognises=_is_plain_v3,
+        convert=inception_v3.from_published,
+    )
+)
+
+
+def _has_gates(weights: str | Path | None) -> bool:
+    """Whether gates are in the file; image weights, from which training starts, have none."""
+    if weights is None or str(weights) in ("pretrained", "bundled"):
+        return False
+    return any(".gate." in key or "gsm_" in key or "gsf" in key for key in _keys(weights))
+
+
+def _keys(weights: str | Path) -> list[str]:
+    own = read_own(weights)
+    return list(own[0] if own else read_checkpoint(weights))
+
+
+def _inception(
+    kind: Kind,
+    network: str,
+    percent: int,
+    *,
+    stream: Stream,
+    num_classes: int,
+    weights: str | Path | None,
+    frames: int,
+    crop: int,
+    flow_stack: int,
+    dropout: float,
+) -> Inception:
+    if network == "bninception":
+        make, layouts = bninception.BNInception, (BNINCEPTION, bninception.TSN, bninception.PLAIN)
+    else:
+        make, layouts = inception_v3.InceptionV3, (INCEPTION_V3, PLAIN_V3)
+        crop = crop or inception_v3.CROP
+    spec = caffe_spec(stream, frames=frames, crop=crop, flow_stack=flow_stack)
+    backbone = make(spec=spec, layouts=layouts, num_classes=num_classes, dropout=dropout)
+    gated = _has_gates(weights)
+    if not gated:
+        load_weights(backbone, weights, num_classes=num_classes)
+    _gate_inception(backbone, kind, percent)
+    return load_weights(backbone, weights, num_classes=num_classes) if gated else backbone
+
+
+def _resnet(
+    kind: Kind,
+    network: str,
+    percent: int,
+    *,
+    stream: Stream,
+    num_classes: int,
+    weights: str | Path | None,
+    frames: int,
+    crop: int,
+    flow_stack: int,
+    dropout: float,
+) -> GatedResNet:
+    backbone = GatedResNet(
+        network,
+        stream=stream,
+        num_classes=num_classes,
+        frames=frames,
+        crop=crop,
+        flow_stack=flow_stack,
+        drop_rate=dropout,
+    )
+    backbone.layouts = (RESNET, backbone.layouts[-1])
+    gated = _has_gates(weights)
+    if not gated:
+        load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
+    backbone.add_gates(kind, percent)
+    return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop) if gated else backbone
+
+
+@register(
+    "gsm",
+    paper="Sudhakaran et al., CVPR 2020",
+    streams=STREAMS,
+    weights_from="swathikirans/GSM (bninception, inception_v3)",
+    networks=_networks,
+)
+def gsm(
+    *,
+    network: str,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 8,
+    crop: int = 0,
+    flow_stack: int = 5,
+    dropout: float = 0.5,
+) -> Backbone:
+    """Gate-shift in `network`; the gates start as a shuffle of channels. Image weights (without gates) load too.
+
+    frames, crop, flow_stack: of the input spec, crop 0 is the network's own. dropout: before the classifier.
+    """
+    build = _inception if network in INCEPTIONS else _resnet
+    return build(
+        "gsm",
+        network,
+        100,
+        stream=stream,
+        num_classes=num_classes,
+        weights=weights,
+        frames=frames,
+        crop=crop,
+        flow_stack=flow_stack,
+        dropout=dropout,
+    )
+
+
+@register(
+    "gsf",
+    paper="Sudhakaran et al., TPAMI 2023",
+    streams=STREAMS,
+    weights_from="swathikirans/GSF (bninception, inception_v3, ResNets)",
+    networks=_networks,
+)
+def gsf(
+    *,
+    network: str,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 8,
+    crop: int = 0,
+    flow_stack: int = 5,
+    dropout: float = 0.5,
+    percent: int = 0,
+) -> Backbone:
+    """Gate-shift-fuse in `network`; options as of gsm.
+
+    percent: of the channels that take part; 0 = the published 100 in Inceptions and 25 in ResNets.
+    """
+    build = _inception if network in INCEPTIONS else _resnet
+    return build(
+        "gsf",
+        network,
+        percent or (100 if network in INCEPTIONS else 25),
+        stream=stream,
+        num_classes=num_classes,
+        weights=weights,
+        frames=frames,
+        crop=crop,
+        flow_stack=flow_stack,
+        dropout=dropout,
+    )
