@@ -25,6 +25,7 @@ COMMANDS = {
     "flow": ("actionfuse.pipeline.flow_command", "write optical flow of videos as video, jpg pairs or a preview"),
     "extract": ("actionfuse.extract.command", "features of raw videos"),
     "synth": ("actionfuse.pipeline.synth.command", "write the synthetic kitchen, whose best scores are known"),
+    "plan": ("actionfuse.train.plan", "memory and time of a recipe, measured in a few steps, and what to change"),
     "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
     "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
     "predict": ("actionfuse.train.predict", "what is done in raw videos, or what comes next; also live"),
