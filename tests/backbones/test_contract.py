@@ -28,12 +28,19 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
     "tsn:swin_tiny_patch4_window7_224": {"crop": 64},  # channels last, of a fixed size
     "tsn:convnext_atto": {},
     "tsm:resnet18": {},
+    "gsf:resnet18": {},
+    "gsm:bninception": {},
+    "gsf:inception_v3": {"percent": 50},
     "tsm:resnet26": {"place": "block", "temporal_pool": True, "non_local": True},
 }
 NAMES: dict[str, dict[str, object]] = {name: {} for name in list_backbones() if ":" not in name} | LIBRARY_NETWORKS
+# Networks of one size of clip, made small.
+NAMES |= {"mvit_v1_b": {"frames": 4, "crop": 64}, "mvit_v2_s": {"frames": 4, "crop": 64}}
 # Variants of other names in numbers only: written and read by the same code, only slowly.
 VARIANTS = ("omnivore_swin_b", "omnivore_swin_b_epic", "omnivore_swin_l", "omnivore_swin_s", "swin3d_b", "swin3d_s")
 VARIANTS += ("i3d_r50_c2_32x2", "i3d_r50_c2_nln_32x2", "i3d_r50_c2_nln")
+VARIANTS += ("csn_r152", "mc3_18", "mvit_v1_b", "r2plus1d_18", "slowfast_16x8_r101_50_50", "slowfast_r101")
+VARIANTS += ("r2plus1d_r50", "slow_r50", "x3d_l", "x3d_m", "x3d_s")
 CLASSES = 7
 
 
