@@ -29,6 +29,7 @@ COMMANDS = {
     "train": ("actionfuse.train.command", "train a model as a recipe says, or go on where it stopped"),
     "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
     "predict": ("actionfuse.train.predict", "what is done in raw videos, or what comes next; also live"),
+    "report": ("actionfuse.train.report", "one html page of a run: curves, classes, clips, what it looks at"),
     "models": ("actionfuse.train.catalog", "backbones and fusion heads: input, parameters, GFLOPs, options, paper"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
 }
@@ -65,6 +66,11 @@ class CommandParser(Parser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         parsed, unknown = super().parse_known_args(args, namespace)
+        if hasattr(parsed, "overrides"):
+            # argparse takes positionals from one place only; key=value may stand before and after options
+            more = [word for word in unknown if "=" in word and not word.startswith("-")]
+            parsed.overrides = [*parsed.overrides, *more]
+            unknown = [word for word in unknown if word not in more]
         if unknown:
             near = [get_close_matches(word.partition("=")[0], self._option_string_actions, n=1) for word in unknown]
             hints = [f"did you mean {match[0]}?" for match in near if match]
