@@ -123,8 +123,10 @@ class VideoWriter:
     """
 
     def __init__(self, out: str | Path | io.BytesIO, fps: float, *, format: str = "mp4", crf: int = 23) -> None:
-        target = out if isinstance(out, io.BytesIO) else str(out)
-        self._container = av.open(target, "w", format=format, options={"movflags": "faststart"})
+        if isinstance(out, io.BytesIO):
+            self._container = av.open(out, "w", format=format)
+        else:  # the index in front takes a second pass over a file with a name
+            self._container = av.open(str(out), "w", format=format, options={"movflags": "faststart"})
         self._rate, self._crf = Fraction(fps).limit_denominator(1001), crf
         self._stream: Any = None
         self._first, self._last = 0.0, -1
