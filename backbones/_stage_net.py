@@ -1,0 +1,138 @@
+"""Networks of torchvision and pytorchvideo: stages in series, the mean over the map, a linear classifier."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from .contract import Backbone, InputSpec, Layout, Stream
+from .convert import install, load_weights
+from .first_layer import adapt_first_layer
+
+STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
+
+B = TypeVar("B", bound=Backbone)
+
+
+class StageNet(Backbone):
+    """Clips (B, C, T, H, W) -> maps (B, D, T', H', W'), each side divided by its stride and rounded up.
+
+    trunk: the stages, in order and by the library's names; pooling layers stand with the stage after them. It may eat
+        rgb only: its first layer is then averaged for the spec's stream.
+    strides: of the whole trunk over (T, H, W).
+    dropout: before the classifier, in training.
+    """
+
+    classifier_weight = "head.weight"
+
+    def __init__(
+        self,
+        trunk: nn.Sequential,
+        *,
+        spec: InputSpec,
+        feature_dim: int,
+        strides: tuple[int, int, int],
+        layouts: tuple[Layout, ...] = (),
+        num_classes: int = 0,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.input_spec, self.feature_dim, self.layouts = spec, feature_dim, layouts
+        self.strides = strides
+        adapt_first_layer(trunk, spec.channels)
+        self.trunk = trunk
+        channels_last(self.trunk)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_classifier(num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.trunk(clips)
+
+    def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        t, h, w = (-(-size // stride) for size, stride in zip((frames, height, width), self.strides, strict=True))
+        return t, h, w
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The trunk's stages; one without parameters belongs to the next."""
+        groups: list[list[nn.Module]] = []
+        waiting: list[nn.Module] = []
+        for part in self.trunk:
+            waiting.append(part)
+            if any(True for _ in part.parameters()):
+                groups.append(waiting)
+                waiting = []
+        return groups
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """Logits (B, num_classes) of the mean over time and space."""
+        if self.head is None:
+            return super().classify(maps)
+        return self.head(self.dropout(maps.mean((2, 3, 4))))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes, self.class_names = num_classes, ()
+        self.head = linear(self.feature_dim, num_classes) if num_classes else None
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A classifier that starts near zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def channels_last(module: nn.Module) -> None:
+    """Kernels laid out as InputSpec.normalise lays out clips, so that no convolution reorders them at every call."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in module.parameters():
+        if weight.ndim in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
+
+
+def sized(spec: InputSpec, frames: int, crop: int) -> InputSpec:
+    """`spec` for clips of `frames` entries and a square of `crop` pixels, cut from as much of the frame as before."""
+    return replace(spec, frames=frames, crop=crop, resize_side=round(spec.resize_side * crop / spec.crop))
+
+
+def load_torchvision(
+    backbone: B, weights: str | Path | None, published: WeightsEnum, *, num_classes: int, layout: Layout
+) -> B:
+    """Weights by path, or torchvision's own ("pretrained") with the names of their classes, into `backbone`."""
+    if weights != "pretrained":
+        return load_weights(backbone, weights, num_classes=num_classes)
+    state: Mapping[str, Tensor] = published.get_state_dict(progress=True, check_hash=True)
+    install(backbone, layout.convert(state), num_classes=num_classes, what=f"torchvision's {published}")
+    if backbone.num_classes == len(published.meta["categories"]):
+        backbone.class_names = tuple(published.meta["categories"])
+    return backbone
+
+
+def quiet_pytorchvideo() -> None:
+    """Import pytorchvideo without what torch says about the scripted functions in it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script.*")
+        import pytorchvideo.models.csn
+        import pytorchvideo.models.r2plus1d
+        import pytorchvideo.models.resnet
+        import pytorchvideo.models.slowfast
+        import pytorchvideo.models.x3d  # noqa: F401
+
+
+def download(weights: str | Path | None, url: str) -> str | Path | None:
+    """`weights`; for "pretrained" the file at `url`, fetched once into torch's cache."""
+    if weights != "pretrained":
+        return weights
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path))
+    return path

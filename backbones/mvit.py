@@ -1,0 +1,234 @@
+"""MViT: a transformer over clips that pools its tokens while it widens them; version 1 and 2.
+
+Sources: Fan et al., "Multiscale Vision Transformers", ICCV 2021 (arXiv:2104.11227); Li et al., "MViTv2", CVPR 2022
+(arXiv:2112.01526). The networks are torchvision's. Tables of positions belong to one size of clip, so that a network is
+built for `frames` and `crop`. Classes are told from the class token, which the map does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.models import video as tv
+from torchvision.models.video.mvit import MSBlockConfig
+from torchvision.models.video.mvit import MViT as Network
+
+from ._stage_net import STREAMS, channels_last, linear, load_torchvision, sized
+from .contract import Backbone, InputSpec, Layout, Stream, register, stream_spec
+from .convert import published, rename
+from .first_layer import adapt_first_layer
+
+# 16 frames, every fourth of 30 a second.
+MVIT_SPEC = InputSpec(frames=16, fps=7.5, resize_side=256, crop=224, mean=(0.45,) * 3, std=(0.225,) * 3)
+
+# Of the 16 blocks, those whose queries are pooled by 2 x 2; widths and heads; pooling of keys and values over space.
+_POOLED = (1, 3, 14)
+_WIDTHS = (96, 192, 192, *[384] * 11, 768, 768)
+_HEADS = (1, 2, 2, *[4] * 11, 8, 8)
+_KEY_STRIDES = (8, 4, 4, *[2] * 11, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What the two versions differ in.
+
+    widen_in_attention: a block widens its tokens in its attention, else the block before it does so in its MLP.
+    pool_all_queries: queries go through a pooling convolution in all blocks, else only where it strides.
+    residual_pool: pooled queries are added to what attention gives.
+    relative: positions relative to each other, in every block, else a table that is added once.
+    """
+
+    widen_in_attention: bool
+    pool_all_queries: bool
+    residual_pool: bool
+    relative: bool
+
+    def blocks(self) -> list[MSBlockConfig]:
+        found = []
+        for k, width in enumerate(_WIDTHS):
+            pooled = k in _POOLED
+            queries = pooled or self.pool_all_queries
+            found.append(
+                MSBlockConfig(
+                    num_heads=_HEADS[k],
+                    input_channels=_WIDTHS[max(k - 1, 0)] if self.widen_in_attention else width,
+                    output_channels=width if self.widen_in_attention else _WIDTHS[min(k + 1, len(_WIDTHS) - 1)],
+                    kernel_q=[3, 3, 3] if queries else [],
+                    kernel_kv=[3, 3, 3],
+                    stride_q=[1, 2, 2] if pooled else [1, 1, 1] if queries else [],
+                    stride_kv=[1, _KEY_STRIDES[k], _KEY_STRIDES[k]],
+                )
+            )
+        return found
+
+
+V1 = Version(widen_in_attention=False, pool_all_queries=False, residual_pool=False, relative=False)
+V2 = Version(widen_in_attention=True, pool_all_queries=True, residual_pool=True, relative=True)
+
+
+def _from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return rename(state, (r"head\.1\.(.+)", r"head.\1"))
+
+
+def _is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    return "conv_proj.weight" in state and "pos_encoding.class_token" in state
+
+
+TORCHVISION = published(
+    Layout(name="torchvision (mvit_v1_b, mvit_v2_s)", recognises=_is_torchvision, convert=_from_torchvision)
+)
+
+
+class MViT(Backbone):
+    """Clips (B, C, T, H, W) of one size -> maps (B, 768, T / 2, H / 32, W / 32), the patch tokens after the last norm.
+
+    dropout: before the classifier, in training.
+    """
+
+    classifier_weight = "head.weight"
+    fixed_size = True
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        spec: InputSpec = MVIT_SPEC,
+        layouts: tuple[Layout, ...] = (),
+        num_classes: int = 0,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.input_spec, self.layouts = spec, layouts
+        self.min_size = (spec.frames, spec.crop, spec.crop)
+        adapt_first_layer(network, spec.channels)
+        self.conv_proj, self.pos_encoding = network.conv_proj, network.pos_encoding
+        self.blocks, self.norm = network.blocks, network.norm
+        self.feature_dim = int(self.norm.normalized_shape[0])
+        channels_last(self)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_classifier(num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self._patches(self._tokens(clips), self._final)
+
+    def forward_and_classify(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens(clips)
+        if self.head is None:
+            self.classify(tokens)
+        return self._patches(tokens, self._final), self.head(self.dropout(tokens[:, 0]))
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """ValueError: a map holds no class token."""
+        if self.head is None:
+            return super().classify(maps)
+        raise ValueError(f"{self.name} classifies by its class token, which a map has not; call forward_and_classify")
+
+    def _tokens(self, clips: Tensor) -> Tensor:
+        if tuple(clips.shape[2:]) != self.min_size:
+            size = " x ".join(map(str, clips.shape[2:]))
+            raise ValueError(
+                f"{self.name or 'this MViT'} was built for clips of {' x '.join(map(str, self.min_size))} (T, H, W) "
+                f"and got {size}; build it with frames={clips.shape[2]}, crop={clips.shape[3]}"
+            )
+        tokens = self.pos_encoding(self.conv_proj(clips).flatten(2).transpose(1, 2))
+        size = (self.pos_encoding.temporal_size, *self.pos_encoding.spatial_size)
+        for block in self.blocks:
+            tokens, size = block(tokens, size)
+        return self.norm(tokens)
+
+    @property
+    def _final(self) -> tuple[int, int, int]:
+        """(T', H', W') of the tokens after the last block."""
+        t, h, w = (self.pos_encoding.temporal_size, *self.pos_encoding.spatial_size)
+        for block in self.blocks:
+            if block.attn.pool_q is not None:
+                _, down, right = block.attn.pool_q.pool.stride
+                h, w = -(-h // down), -(-w // right)
+        return t, h, w
+
+    @staticmethod
+    def _patches(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+
+    def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        return self._final
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Patch embedding, the blocks one by one, the last with the last norm. The class token is in none."""
+        blocks: list[list[nn.Module]] = [[block] for block in self.blocks]
+        return [[self.conv_proj], *blocks[:-1], [*blocks[-1], self.norm]]
+
+    def stage_map(self, output: Tensor | tuple[Tensor, tuple[int, int, int]], batch: int) -> Tensor:
+        if isinstance(output, tuple):
+            return self._patches(*output)
+        return self._patches(output, self._final) if output.ndim == 3 else super().stage_map(output, batch)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes, self.class_names = num_classes, ()
+        self.head = linear(self.feature_dim, num_classes) if num_classes else None
+
+
+def _build(
+    version: Version,
+    best: WeightsEnum,
+    stream: Stream,
+    num_classes: int,
+    weights: str | Path | None,
+    frames: int,
+    crop: int,
+    stochastic_depth: float,
+) -> MViT:
+    if crop % 32 or frames % 2:
+        raise ValueError(f"frames is {frames} and crop {crop}; they are a multiple of 2 and one of 32")
+    network = Network(
+        spatial_size=(crop, crop),
+        temporal_size=frames,
+        block_setting=version.blocks(),
+        residual_pool=version.residual_pool,
+        residual_with_cls_embed=False,
+        rel_pos_embed=version.relative,
+        proj_after_attn=version.widen_in_attention,
+        stochastic_depth_prob=stochastic_depth,
+        num_classes=1,
+    )
+    backbone = MViT(
+        network,
+        spec=stream_spec(sized(MVIT_SPEC, frames, crop), stream),
+        layouts=(TORCHVISION,),
+        num_classes=num_classes,
+    )
+    return load_torchvision(backbone, weights, best, num_classes=num_classes, layout=TORCHVISION)
+
+
+@register("mvit_v1_b", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from="torchvision ('pretrained')")
+def mvit_v1_b(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 16,
+    crop: int = 224,
+    stochastic_depth: float = 0.2,
+) -> MViT:
+    """MViT-B 16x4. weights "pretrained": torchvision's, Kinetics-400, for 16 frames of 224 pixels."""
+    best = tv.MViT_V1_B_Weights.DEFAULT
+    return _build(V1, best, stream, num_classes, weights, frames, crop, stochastic_depth)
+
+
+@register("mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from="torchvision ('pretrained')")
+def mvit_v2_s(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 16,
+    crop: int = 224,
+    stochastic_depth: float = 0.2,
+) -> MViT:
+    """MViTv2-S 16x4: positions relative to each other. weights "pretrained": as mvit_v1_b."""
+    best = tv.MViT_V2_S_Weights.DEFAULT
+    return _build(V2, best, stream, num_classes, weights, frames, crop, stochastic_depth)

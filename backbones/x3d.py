@@ -1,0 +1,134 @@
+"""X3D: a small 2-D network expanded over time, space, width and depth, one axis after another.
+
+Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", CVPR 2020 (arXiv:2004.04730). The
+networks are pytorchvideo's; the map is that of conv5, before the pooling of the head.
+Differs: the published head ends in a softmax; here `classify` gives its logits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ._pytorchvideo_layouts import pytorchvideo_layout, slowfast_layout
+from ._stage_net import STREAMS, StageNet, download, linear, quiet_pytorchvideo, sized
+from .contract import Backbone, InputSpec, Stream, register, stream_spec
+from .convert import load_weights
+
+# Sides are those of the published tests; training cropped XS and S to 160, M to 224, L to 312 pixels.
+XS_SPEC = InputSpec(frames=4, fps=30 / 12, resize_side=182, crop=182, mean=(0.45,) * 3, std=(0.225,) * 3)
+S_SPEC = InputSpec(frames=13, fps=5.0, resize_side=182, crop=182, mean=(0.45,) * 3, std=(0.225,) * 3)
+M_SPEC = InputSpec(frames=16, fps=6.0, resize_side=256, crop=256, mean=(0.45,) * 3, std=(0.225,) * 3)
+L_SPEC = InputSpec(frames=16, fps=6.0, resize_side=356, crop=356, mean=(0.45,) * 3, std=(0.225,) * 3)
+
+LAYOUTS = (pytorchvideo_layout("x3d_*", head=5), slowfast_layout("x3d_*"))
+
+
+class X3D(StageNet):
+    """Maps (B, 432, T, ceil(H / 32), ceil(W / 32)); the classifier has a layer of 2048 before its last one."""
+
+    classifier_weight = "head.proj.weight"
+
+    def classify(self, maps: Tensor) -> Tensor:
+        if self.head is None:
+            return Backbone.classify(self, maps)
+        pooled = self.head.post_conv(maps.mean((2, 3, 4), keepdim=True)).flatten(1).relu()
+        return self.head.proj(self.dropout(pooled))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """The layer before the last one stays where there is one."""
+        self.num_classes, self.class_names = num_classes, ()
+        if not num_classes:
+            self.head = None
+        elif getattr(self, "head", None) is None:
+            before = nn.Conv3d(self.feature_dim, 2048, 1, bias=False)
+            self.head = nn.ModuleDict({"post_conv": before, "proj": linear(2048, num_classes)})
+        else:
+            self.head["proj"] = linear(2048, num_classes)
+
+
+def _build(
+    name: str,
+    spec: InputSpec,
+    depth_factor: float,
+    stream: Stream,
+    num_classes: int,
+    weights: str | Path | None,
+    frames: int,
+    crop: int,
+) -> X3D:
+    quiet_pytorchvideo()
+    from pytorchvideo.models.hub.x3d import checkpoint_paths
+    from pytorchvideo.models.x3d import create_x3d
+
+    # The sizes of the clip only set the head's pooling, which is a mean here.
+    blocks = list(create_x3d(model_num_class=1, depth_factor=depth_factor, inner_act=nn.SiLU).blocks)
+    last = blocks[5].pool
+    conv5 = nn.Sequential(OrderedDict(conv=last.pre_conv, norm=last.pre_norm, act=last.pre_act))
+    backbone = X3D(
+        nn.Sequential(*blocks[:5], conv5),
+        spec=stream_spec(sized(spec, frames, crop), stream),
+        feature_dim=last.pre_conv.out_channels,
+        strides=(1, 32, 32),
+        layouts=LAYOUTS,
+        num_classes=num_classes,
+    )
+    return load_weights(backbone, download(weights, checkpoint_paths[name]), num_classes=num_classes)
+
+
+PAPER = "Feichtenhofer, CVPR 2020"
+FROM = "pytorchvideo ('pretrained'), SlowFast"
+
+
+@register("x3d_xs", paper=PAPER, streams=STREAMS, weights_from=FROM)
+def x3d_xs(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 4,
+    crop: int = 182,
+) -> X3D:
+    """X3D-XS. weights "pretrained": pytorchvideo's, Kinetics-400."""
+    return _build("x3d_xs", XS_SPEC, 2.2, stream, num_classes, weights, frames, crop)
+
+
+@register("x3d_s", paper=PAPER, streams=STREAMS, weights_from=FROM)
+def x3d_s(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 13,
+    crop: int = 182,
+) -> X3D:
+    """X3D-S; weights as x3d_xs."""
+    return _build("x3d_s", S_SPEC, 2.2, stream, num_classes, weights, frames, crop)
+
+
+@register("x3d_m", paper=PAPER, streams=STREAMS, weights_from=FROM)
+def x3d_m(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 16,
+    crop: int = 256,
+) -> X3D:
+    """X3D-M; weights as x3d_xs."""
+    return _build("x3d_m", M_SPEC, 2.2, stream, num_classes, weights, frames, crop)
+
+
+@register("x3d_l", paper=PAPER, streams=STREAMS, weights_from=FROM)
+def x3d_l(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 16,
+    crop: int = 356,
+) -> X3D:
+    """X3D-L, which is deeper; weights as x3d_xs."""
+    return _build("x3d_l", L_SPEC, 5.0, stream, num_classes, weights, frames, crop)
