@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toy_training import toy_recipe, write_toy
+from toy_videos import video_recipe, write_videos
 
 from actionfuse.cli import main
+from actionfuse.pipeline.protocols import Recognition
+from actionfuse.train.build import build_dataset, load_split
 from actionfuse.train.engine import Trainer
 from actionfuse.train.evaluate import submission_of
 from actionfuse.train.members import Member, Observed, ensemble, labelled, load_members, save_members, test_run
@@ -52,6 +56,32 @@ def test_it_gives_the_numbers_of_training(toy, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "12 segments" in shown and f"{100 * best['verb/top1_accuracy']:.2f}" in shown
     assert "verb@fraction=0.25" in shown
+
+
+@pytest.mark.parametrize("average", ["probability", "logit"])
+def test_views_are_averaged_as_asked(tmp_path, average):
+    root = write_videos(tmp_path / "videos")
+    recipe = video_recipe(root, sampling__rule="slowfast")
+    Trainer(recipe, tmp_path / "run", quiet=True).run()
+    call = ["evaluate", str(tmp_path / "run"), "--clips", "2", "--crops", "3", "--average", average, "--quiet"]
+    assert main([*call, "--scores", str(tmp_path / "s.npz"), "--json", str(tmp_path / "r.json")]) == 0
+    member = load_members(tmp_path / "s.npz")[0]
+    assert member.views == 6
+    run = open_run(tmp_path / "run", ["sampling.num_clips=2"])
+    split = load_split(run.recipe, "test")
+    dataset = build_dataset(run.recipe, split, run.model, Recognition(), training=False, num_crops=3)
+    for row in range(4):
+        clips = dataset[row].streams["rgb"]
+        assert clips.shape == (6, 3, 32, 32, 3)
+        with torch.inference_mode():
+            logits = run.model({"rgb": clips}).logits["noun"]
+        own = member.observations[""].table.scores["noun"][row]
+        expected = logits.mean(0) if average == "logit" else logits.softmax(-1).mean(0).log()
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+    # the same as training's own test where nothing is asked for
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "one.json"), "--quiet"]) == 0
+    best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())["results"]
+    assert results_of(tmp_path / "one.json") == best
 
 
 def test_two_processes_write_the_same_files_as_one(toy, tmp_path):
