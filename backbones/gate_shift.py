@@ -1,7 +1,7 @@
 """GSM and GSF: gates that learn which features go to the next and the previous frame.
 
-Sources: Sudhakaran, Escalera and Lanz, "Gate-Shift Networks for Video Action Recognition", CVPR 2020 (arXiv:1912.00381,
-equations 2 to 6), code swathikirans/GSM; the same, "Gate-Shift-Fuse for Video Action Recognition", TPAMI 2023
+Sources: Sudhakaran, Escalera and Lanz, "Gate-Shift Networks for Video Action Recognition", CVPR 2020
+(arXiv:1912.00381), code swathikirans/GSM; the same, "Gate-Shift-Fuse for Video Action Recognition", TPAMI 2023
 (arXiv:2203.08897), code swathikirans/GSF. `gsm:NETWORK` and `gsf:NETWORK`, where NETWORK is bninception, inception_v3
 (tsn-pytorch's, see inception_v3.py) or any ResNet of timm. A gate stands behind one convolution of each Inception block
 and behind the last one of each residual branch, before the norm.

@@ -1,8 +1,8 @@
 """Inception-v3 of the TSN line (Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, arXiv:1512.00567).
 
 The network of tsn-pytorch and GSM: converted from TensorFlow's first release, with biased convolutions, pooling by
-Caffe's rule (a last window may reach over the edge), norms with eps 1e-5 and a last block that pools by maximum, so that
-timm's inception_v3 cannot hold its weights. Frames are 229 x 229, B, G, R of 0..255 less (104, 117, 128).
+Caffe's rule (a last window may reach over the edge), norms with eps 1e-5 and a last block that pools by maximum, so
+that timm's inception_v3 cannot hold its weights. Frames are 229 x 229, B, G, R of 0..255 less (104, 117, 128).
 Differs: sizes whose halves do not come out even cut the pooled branch of mixed_3 and mixed_8 to the others' size, where
 the original stops.
 """

@@ -1,7 +1,7 @@
 """TSM: the temporal shift in any ResNet of timm (Lin, Gan and Han, ICCV 2019, arXiv:1811.08383).
 
 `tsm:NETWORK`. In every block an eighth of the channels takes the next frame's values, another eighth the previous
-frame's (section 3), before the first convolution of the residual branch ("blockres") or of the whole block ("block").
+frame's, before the first convolution of the residual branch ("blockres") or of the whole block ("block").
 Networks whose layer3 has 23 blocks or more shift in every second one. Source: mit-han-lab/temporal-shift-module, whose
 checkpoints load, and epic-kitchens/C1-Action-Recognition-TSN-TRN-TSM. Non-local blocks: Wang et al., CVPR 2018, as
 there: no scale, phi and g pooled after their convolutions.

@@ -27,6 +27,8 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
     "tsn:vit_tiny_patch16_224": {},  # tokens, one of them the class token
     "tsn:swin_tiny_patch4_window7_224": {"crop": 64},  # channels last, of a fixed size
     "tsn:convnext_atto": {},
+    "trn:resnet18": {"frames": 3},
+    "mtrn:vit_tiny_patch16_224": {"frames": 4},
     "tsm:resnet18": {},
     "gsf:resnet18": {},
     "gsm:bninception": {},

@@ -93,7 +93,7 @@ def test_a_small_published_resnet():
 
 @pytest.mark.parametrize("percent", [0, 50, 100])
 def test_one_channel_at_a_time(percent):
-    """Equations 2 to 6 of the paper, and the fusion weights of the second one; percent 0 stands for GSM."""
+    """Gated parts move and the rest stays, in GSF weighted by their means; percent 0 stands for GSM."""
     torch.manual_seed(0)
     channels = 16 if percent == 50 else 8
     gate = (GSF(channels, percent) if percent else GSM(channels)).double().eval()
