@@ -28,7 +28,8 @@ _SHARE = 7  # the part of the draw that chooses `data.share`
 def load_split(recipe: Recipe, split: str) -> Dataset:
     """A split of the recipe's dataset with the tasks that are predicted.
 
-    Segments without a label of any of them stay in tests and leave training.
+    Segments without a label of any of them stay in tests and leave training. Tests keep the labels of what consists of
+    these tasks as well: an action is scored by its verb and noun.
     """
     data = recipe.data
     dataset = load_dataset(data.dataset, data.root, split, **data.options)
@@ -48,7 +49,9 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
         segments = segments[: data.limit]
     if not segments:
         raise ValueError(f"the split {split!r} of {dataset.name} in {data.root} has no segments for {', '.join(tasks)}")
-    segments = tuple(replace(s, labels={t: s.labels[t] for t in tasks if t in s.labels}) for s in segments)
+    wholes = [whole for whole, parts in dataset.parts.items() if whole not in tasks and set(parts) <= set(tasks)]
+    kept = tasks if split == data.train else [*tasks, *wholes]
+    segments = tuple(replace(s, labels={t: s.labels[t] for t in kept if t in s.labels}) for s in segments)
     return replace(dataset, segments=segments, classes={task: dataset.classes[task] for task in tasks})
 
 

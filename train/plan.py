@@ -373,6 +373,8 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
         "masks": {name: torch.ones(x.shape[:2], dtype=torch.bool) for name, x in streams.items()},
         "boxes": boxes,
         "labels": labels,
+        "broken": [],
+        "damaged": [],
     }
 
 

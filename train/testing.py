@@ -71,6 +71,7 @@ def test_scores(
     """
     model.eval()
     classes = model.head.classes
+    known = {*classes, *dataset.dataset.parts}
     several = {task for task, count in dataset._tasks.items() if count is not None}
     sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, world_size=world_size)
     loader = make_loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
@@ -78,7 +79,7 @@ def test_scores(
     for raw in loader:
         tested.broken += raw["broken"]
         if raw["id"]:
-            labels = {task: label for task, label in raw["labels"].items() if task in classes}
+            labels = {task: label for task, label in raw["labels"].items() if task in known}
             raw = {**raw, "labels": {}}
             batch = to_device(raw, device, "cross_entropy", classes)
             logits = predict(

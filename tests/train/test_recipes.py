@@ -78,6 +78,8 @@ def test_recipes_of_the_kitchen_train(name, root, tmp_path):
     assert [row["kind"] for row in rows].count("step") == 2
     assert not [row for row in rows if row["kind"] == "broken"]
     assert recipe.run.monitor in results
+    if "action" not in (recipe.data.tasks or ["action"]):
+        assert "action_factorised/top1_accuracy" in results
     told = {name.partition("@")[2] for name in results}
     assert told == ({"", "tau_a=0.5"} if recipe.task.kind == "anticipation" else {""})
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["monitor"] == recipe.run.monitor
