@@ -3,6 +3,7 @@
 from . import (
     bninception,
     c2d,
+    c3d,
     csn,
     ego_rnn,
     frame_models,
@@ -10,6 +11,7 @@ from . import (
     i3d,
     i3d_resnet,
     mvit,
+    p3d,
     r2plus1d,
     s3d,
     slowfast,
@@ -47,6 +49,7 @@ __all__ = [
 FAMILIES = (
     bninception,
     c2d,
+    c3d,
     csn,
     ego_rnn,
     frame_models,
@@ -54,6 +57,7 @@ FAMILIES = (
     i3d,
     i3d_resnet,
     mvit,
+    p3d,
     r2plus1d,
     s3d,
     slowfast,
