@@ -8,7 +8,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-PALETTE = ("#2563a8", "#d9822b", "#3a8f4d", "#b3446c", "#7a5fb0", "#4c9fb3", "#8a6d3b", "#667085")
+PALETTE = (
+    "#2563a8",
+    "#d9822b",
+    "#3a8f4d",
+    "#b3446c",
+    "#7a5fb0",
+    "#4c9fb3",
+    "#8a6d3b",
+    "#667085",
+    "#9bbf3b",
+    "#d65f5f",
+    "#2f6f6f",
+    "#c79bd6",
+)
 
 
 def escape(text: object) -> str:
@@ -143,10 +156,10 @@ def matrix(
 
 
 def share_bars(
-    rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *, title: str, width: int = 640
+    rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], *, title: str, width: int = 560
 ) -> str:
     """One bar a row, cut into parts as large as its shares; what is missing to 1 stays empty."""
-    left, step = 170, 20
+    left, step = 130, 20
     height = 26 + step * len(rows)
     out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
     out.append(f'<text x="4" y="15" class="t">{escape(title)}</text>')
@@ -172,7 +185,7 @@ def share_bars(
                 )
             x += length
     out.append("</svg>")
-    return f'<figure class="chart wide">{"".join(out)}{legend(names)}</figure>'
+    return f'<figure class="chart">{"".join(out)}{legend(names)}</figure>'
 
 
 def timeline(

@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import av
+import cv2
 import numpy as np
 
 from ..pipeline.annotations import Segment
@@ -71,8 +73,12 @@ def _results(told: Told) -> str:
         name = task + rest.removeprefix(row.metric)
         rows.setdefault(name, {})[row.metric] = row.value
         counts[name] = row.segments
+    head = ["in %", *(m.replace("_", " ") for m in metrics), "segments"]
     cells = [[name, *(of.get(m, float("nan")) for m in metrics), str(counts[name])] for name, of in rows.items()]
-    out = [table(["in %", *(m.replace("_", " ") for m in metrics), "segments"], cells)]
+    first, more = [row for row in cells if "@" not in str(row[0])], [row for row in cells if "@" in str(row[0])]
+    out = [table(head, first, scroll=True)]
+    if more:
+        out.append(f"<details><summary>other observations</summary>{table(head, more, scroll=True)}</details>")
     if len(told.member.observations) > 1:
         charts = []
         for task in told.member.classes:
@@ -133,9 +139,14 @@ def _curves(told: Told) -> str:
     names = [k for k in (steps[0] if steps else {}) if k not in ("kind", "epoch", "step", "lr")]
     charts = []
     losses = {
-        name: _thinned([(r["step"] / per_epoch, r[name]) for r in steps if r.get(name) is not None]) for name in names
+        name: _thinned([(row["step"] / per_epoch, row[name]) for row in steps if row.get(name) is not None])
+        for name in names
     }
-    charts.append(line_chart(losses, x_label="epoch", title="loss (means of neighbouring steps)"))
+    tasks = [name for name in names if name in told.member.classes]
+    others = [name for name in names if name not in ("loss", *tasks)]
+    for title, shown in (("loss", ["loss"]), ("loss of each task", tasks), ("further losses", others)):
+        lines = {name: losses[name] for name in shown if name in losses}
+        charts.append(line_chart(lines, x_label="epoch", title=f"{title} (means of neighbouring steps)"))
     charts.append(
         line_chart(
             {"learning rate": _thinned([(r["step"] / per_epoch, r["lr"]) for r in steps])},
@@ -232,7 +243,7 @@ def _shares(told: Told) -> str:
     streams = list(told.run.model.head.streams)
     whole = told.table
     out, maps = [], []
-    for name, by_id in told.seen.extras.items():
+    for name, by_id in sorted(told.seen.extras.items(), key=lambda each: each[0].startswith("uncertainty")):
         values = next(iter(by_id.values()))
         kind, _, task = name.partition("/")
         if kind == "logits":
@@ -249,7 +260,10 @@ def _shares(told: Told) -> str:
             shown = np.argsort(-counts, kind="stable")[:SHARE_CLASSES]
             rows = [("all", np.nanmean(shares, 0).tolist())]
             rows += [(_name(told, of, int(c)), np.nanmean(shares[labels == c], 0).tolist()) for c in shown if counts[c]]
-            out.append(share_bars(rows, streams, title=f"{name.replace('_', ' ')}, by {of}"))
+            title = f"{name.replace('_', ' ')}, by {of}"
+            out.append(
+                share_bars(rows, streams, title=f"{title}, parts of the sum" if kind == "uncertainty" else title)
+            )
         elif values.ndim == 2 and kind == "attention" and max(values.shape) <= 64:
             steps = {each.shape for each in by_id.values()}
             if len(steps) == 1:
@@ -266,6 +280,8 @@ def _shares(told: Told) -> str:
                         column_label=looked_at,
                     )  # fmt: skip
                 )
+    if out:
+        out = [f'<div class="row">{"".join(out)}</div>']
     if maps:
         out.append("<h3>Attention between steps, mean over segments</h3>")
         out.append(f'<div class="row">{"".join(maps)}</div>')
@@ -333,10 +349,22 @@ def _card(told: Told, segment: Segment, whole: ScoreTable, row: int, confidence:
     try:
         clip = clip_of(told.split, segment, make_task(told.run.recipe.task).observe(*_ends(segment)))
         source = base64.b64encode(clip).decode()
-        shown = f'<video muted loop playsinline controls src="data:video/mp4;base64,{source}"></video>'
+        poster = base64.b64encode(_poster(clip)).decode()
+        shown = (
+            f'<video muted loop playsinline controls poster="data:image/jpeg;base64,{poster}" '
+            f'src="data:video/mp4;base64,{source}"></video>'
+        )
     except (VideoError, OSError, ValueError) as error:
         shown = f'<div class="none">no video to show: {escape(_short(error))}</div>'
     return f'<div class="card">{shown}<div class="words">{"<br>".join(words)}</div></div>'
+
+
+def _poster(clip: bytes) -> bytes:
+    """A jpeg of the frame in the middle, for paper and for before a video plays."""
+    with av.open(io.BytesIO(clip), "r") as video:
+        frames = list(video.decode(video=0))
+    picture = frames[len(frames) // 2].to_ndarray(format="bgr24")
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 70])[1].tobytes()
 
 
 def _ends(segment: Segment) -> tuple[float, float]:

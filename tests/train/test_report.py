@@ -78,6 +78,7 @@ def test_a_report_holds_everything_and_loads_nothing(videos, tmp_path):
     assert list(page.sections) == SECTIONS
     for tag, attributes in page.tags:
         assert tag not in ("link", "img", "iframe", "object")
+        assert attributes.get("poster", "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:video/mp4;base64,")), (tag, attributes)
     text = (tmp_path / "report.html").read_text()
