@@ -3,8 +3,8 @@
     bench_backbones.py [NAMES ...] [--device cuda] [--dtype bfloat16] [--compile] [--rounds 9]    without names: all
 
 Contenders of one comparison see the same clips; one run is a forward pass without gradients, or a forward and a
-backward pass in training. They take turns, in a new order in each round, and figures are ratios within a round: the time
-of a contender to that of the first, the plain one; 1.10 is ten percent slower.
+backward pass in training. They take turns, in a new order in each round, and figures are ratios within a round: the
+time of a contender to that of the first, the plain one; 1.10 is ten percent slower.
 
 A comparison is a function that gets a Setting and returns networks by name, the plain one first, and a line in
 COMPARISONS.

@@ -180,7 +180,7 @@ def _tsn_state():
         ("tsn:resnet50.no_such_tag", {}, "a1_in1k"),
         ("tsn", {}, "tsn:NETWORK"),
         ("tsn:", {}, "tsn:NETWORK"),
-        ("tsm:resnet50", {}, "no backbone is named 'tsm'"),
+        ("tsx:resnet50", {}, "no backbone is named 'tsx'"),
         ("i3d:resnet50", {}, "'i3d' alone"),
         ("tsn:resnet18", {"frame": 3}, "did you mean 'frames'"),
         ("tsn:resnet18", {"stream": "smell"}, "rgb, flow"),
