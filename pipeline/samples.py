@@ -11,6 +11,8 @@ they are on the device (`InputSpec.normalise`). What cannot be read is a sample 
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -312,8 +314,25 @@ def _batched(tensors: list[Tensor]) -> Tensor:
     return default_collate(padded)
 
 
-def _single_threaded(_: int) -> None:
-    cv2.setNumThreads(1)
+class _LeaveToParent:
+    """What a worker does about a signal that stops a whole group of processes: nothing at first. The parent saves what
+    it has and then ends its workers, by a second signal.
+    """
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def __call__(self, *_: object) -> None:
+        self._asked += 1
+        if self._asked > 1:
+            os._exit(0)
+
+
+def _begin_worker(_: int, single_threaded: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _LeaveToParent())
+    if single_threaded:
+        cv2.setNumThreads(1)
 
 
 def make_loader(
@@ -330,7 +349,7 @@ def make_loader(
     method = start_method or get_start_method()
     # Workers share the cores, so each has one thread of OpenCV. Not those that were forked: OpenCV's threads stayed
     # with the parent, and to change their number would wait for them forever.
-    prepare = _single_threaded if num_workers and method != "fork" else None
+    prepare = partial(_begin_worker, single_threaded=method != "fork")
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -338,7 +357,7 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=prepare,
+        worker_init_fn=prepare if num_workers else None,
         multiprocessing_context=method if num_workers else None,
         prefetch_factor=prefetch_batches if num_workers else None,
         persistent_workers=num_workers > 0,

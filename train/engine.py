@@ -50,6 +50,10 @@ class Preempted(Exception):
     """SIGTERM or SIGINT came; a checkpoint is written."""
 
 
+class _TestStopped(Exception):
+    """Asked to stop in the middle of a test, which is done again when the run goes on."""
+
+
 class NotFinite(Exception):
     """A loss became NaN or infinite. str(error) names the segments."""
 
@@ -84,6 +88,7 @@ class Progress:
     in_epoch: int = 0
     best: float | None = None
     broken: list[dict] = field(default_factory=list)  # of this epoch, of this process
+    told: bool = False  # they were told: only the test of this epoch is left
     log_bytes: int = 0
 
 
@@ -258,11 +263,17 @@ class Trainer:
             self.log.start(epochs * self.steps_per_epoch, self.progress.step)
             while self.progress.epoch < epochs:
                 self._epoch()
-                self._tell_broken()
+                if not self.progress.told:
+                    self._tell_broken()
                 epoch = self.progress.epoch
                 if (epoch + 1) % self.recipe.run.test_every == 0 or epoch + 1 == epochs:
-                    results = self._test()
-                self.progress.epoch, self.progress.in_epoch, self.progress.broken = epoch + 1, 0, []
+                    try:
+                        results = self._test()
+                    except _TestStopped:
+                        self._save()
+                        raise Preempted from None
+                progress = self.progress
+                progress.epoch, progress.in_epoch, progress.broken, progress.told = epoch + 1, 0, [], False
                 self._save()
         finally:
             self.log.close()
@@ -318,6 +329,8 @@ class Trainer:
             )
         micros: list[Mapping[str, Any]] = []
         left = self.steps_per_epoch - self.progress.in_epoch
+        if not left:  # stopped in the test that follows
+            return
         for raw in self._loader:
             micros.append(raw)
             if len(micros) == self.micros:
@@ -392,6 +405,7 @@ class Trainer:
                     precision=self.recipe.run.precision,
                     rank=self.rank,
                     world_size=self.world,
+                    tick=self._tick,
                 )
             tested = tested.gather()
             if tested is None:
@@ -410,6 +424,11 @@ class Trainer:
             self._track({"kind": "test", **found})
             self._keep_best(found)
         return found
+
+    def _tick(self, _segments: int) -> None:
+        # Several processes finish the test: they would have to agree after each batch.
+        if self._stop and self.world == 1:
+            raise _TestStopped
 
     def _keep_best(self, found: dict[str, float]) -> None:
         monitor = self.recipe.run.monitor or next(
@@ -438,6 +457,7 @@ class Trainer:
                 f"{len(ids)} of {len(self.train_split.segments)} segments cannot be read, more than "
                 f"data.max_broken_share={self.recipe.data.max_broken_share:g} allows, such as {_told(broken[0])}"
             )
+        self.progress.told = True
 
     # --- checkpoints
 

@@ -130,6 +130,57 @@ def test_a_signal_saves_and_the_same_call_goes_on(root, tmp_path):
     equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
 
 
+def test_a_signal_in_a_test_is_not_lost(root, tmp_path, monkeypatch):
+    recipe = toy_recipe(root)
+    train(recipe, tmp_path / "whole")
+    trainer = Trainer(recipe, tmp_path / "stopped", quiet=True)
+    tick = trainer._tick
+
+    def ask(segments):
+        if trainer.progress.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tick(segments)
+
+    monkeypatch.setattr(trainer, "_tick", ask)
+    with pytest.raises(Preempted):
+        trainer.run()
+    assert (trainer.progress.epoch, trainer.progress.in_epoch) == (1, trainer.steps_per_epoch)
+    train(recipe, tmp_path / "stopped")
+    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+
+
+GROUP = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from toy_training import toy_recipe
+from actionfuse.train.engine import Preempted, Trainer
+trainer = Trainer(toy_recipe(Path(sys.argv[2]), run__workers=2, run__epochs=200), Path(sys.argv[3]), quiet=True)
+step = trainer.log.step
+def tell(row, **times):
+    step(row, **times)
+    print(row["step"], flush=True)
+trainer.log.step = tell
+try:
+    trainer.run()
+except Preempted:
+    sys.exit(75)
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_their_parent(root, tmp_path):
+    script = [sys.executable, "-c", GROUP, Path(__file__).parent.parent, root, tmp_path / "run"]
+    child = subprocess.Popen(list(map(str, script)), stdout=subprocess.PIPE, start_new_session=True, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) >= 3:
+            os.killpg(child.pid, signal.SIGTERM)
+            break
+    child.stdout.read()
+    assert child.wait() == 75
+    assert checkpoint.latest_checkpoint(tmp_path / "run") is not None
+
+
 def test_micro_batches_give_the_same_steps(root, tmp_path):
     train(toy_recipe(root), tmp_path / "whole")
     train(toy_recipe(root, run__micro_batch=2), tmp_path / "parts")
