@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from actionfuse._registry import Registry
 
+from .first_layer import adapt_state
 from .recompute import recompute
 
 Stream = Literal["rgb", "flow", "audio", "depth", "ir", "rgbd"]
@@ -254,6 +255,10 @@ class Backbone(nn.Module):
         if isinstance(output, Tensor) and output.ndim == 4 and len(output) % batch == 0:
             return output.unflatten(0, (batch, -1)).transpose(1, 2)
         raise ValueError(f"a stage of {self.name or type(self).__name__} gives no feature map (B, D, T, H, W)")
+
+    def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Converted weights as this network takes them: here the first layer of an rgb network, for its own stream."""
+        return adapt_state(self, state)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new random classifier in; 0 takes it off."""

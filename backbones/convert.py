@@ -22,7 +22,6 @@ from torch import Tensor
 
 from .caffe2 import ARRAY, SCALAR, read_caffe2
 from .contract import Backbone, Layout
-from .first_layer import adapt_state
 from .own import read_own
 
 B = TypeVar("B", bound=Backbone)
@@ -168,7 +167,7 @@ def install(backbone: Backbone, state: Mapping[str, Tensor], *, num_classes: int
 
     Returns whether the first layer was averaged over the channels. Raises ValueError as load_state does.
     """
-    state = dict(state)
+    given, state = state, backbone.adapt(state)
     key = backbone.classifier_weight
     classifier = key.rpartition(".")[0] + "."
     optional: tuple[str, ...] = ()
@@ -178,9 +177,10 @@ def install(backbone: Backbone, state: Mapping[str, Tensor], *, num_classes: int
     elif key:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
         optional = (classifier,)
-    adapted = adapt_state(backbone, state)
-    load_state(backbone, adapted, what=what, optional=optional)
-    return any(tensor.shape != state[name].shape for name, tensor in adapted.items())
+    load_state(backbone, state, what=what, optional=optional)
+    # rgb is averaged for other streams only; an rgb network may still have taken other shapes
+    changed = any(key in given and tensor.shape != given[key].shape for key, tensor in state.items())
+    return changed and backbone.input_spec.channels != 3
 
 
 def load_state(backbone: Backbone, state: Mapping[str, Tensor], *, what: str, optional: tuple[str, ...] = ()) -> None:

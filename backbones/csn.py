@@ -8,7 +8,6 @@ facebookresearch/VMZ, whose norms add 1e-3 to the variance.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -68,8 +67,10 @@ def _build(
     quiet_pytorchvideo()
     from pytorchvideo.models.csn import create_csn
 
-    norm = partial(nn.BatchNorm3d, eps=eps)
-    network = create_csn(model_depth=depth, model_num_class=1, stem_pool=nn.MaxPool3d, norm=norm)
+    network = create_csn(model_depth=depth, model_num_class=1, stem_pool=nn.MaxPool3d)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eps = eps
     return StageNet(
         nn.Sequential(*list(network.blocks)[:5]),
         spec=stream_spec(sized(CSN_SPEC, frames, crop), stream),

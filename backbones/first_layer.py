@@ -34,6 +34,14 @@ def inflate(weight: Tensor, frames: int) -> Tensor:
     return (weight / frames).unsqueeze(2).expand(-1, -1, frames, -1, -1).contiguous()
 
 
+def stack_frames(weight: Tensor, frames: int) -> Tensor:
+    """2-D kernel (out, in, h, w) -> (out, frames * in, h, w) over frames stacked in the channels, one after another.
+
+    As `inflate`: a still clip is answered as by the 2-D kernel.
+    """
+    return inflate(weight, frames).transpose(1, 2).flatten(1, 2)
+
+
 def first_layer(module: nn.Module) -> tuple[str, nn.Conv1d | nn.Conv2d | nn.Conv3d]:
     """Name and module of the first convolution in the order of registration: the stem or the patch embedding."""
     for name, part in module.named_modules():
