@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class StageNet(Backbone):
     """
 
     classifier_weight = "head.weight"
+    head: Any  # None without a classifier
 
     def __init__(
         self,
@@ -115,16 +117,12 @@ def load_torchvision(
     return backbone
 
 
-def quiet_pytorchvideo() -> None:
-    """Import pytorchvideo without what torch says about the scripted functions in it."""
+def pytorchvideo(module: str) -> Any:
+    """pytorchvideo.models.MODULE, without what torch says about the scripted functions in it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.jit.script.*")
-        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*torch.jit.script.*")
-        import pytorchvideo.models.csn
-        import pytorchvideo.models.r2plus1d
-        import pytorchvideo.models.resnet
-        import pytorchvideo.models.slowfast
-        import pytorchvideo.models.x3d  # noqa: F401
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, message=".*torch.jit.script.*")
+        return import_module(f"pytorchvideo.models.{module}")
 
 
 def download(weights: str | Path | None, url: str) -> str | Path | None:

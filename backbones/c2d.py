@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from ._pytorchvideo_layouts import POOLED, caffe2_layout, pytorchvideo_layout, slowfast_layout
-from ._stage_net import STREAMS, StageNet, download, quiet_pytorchvideo, sized
+from ._stage_net import STREAMS, StageNet, download, pytorchvideo, sized
 from .contract import InputSpec, Stream, register, stream_spec
 from .convert import load_weights
 
@@ -48,11 +48,7 @@ def c2d_r50(
     dropout: float = 0.5,
 ) -> C2D:
     """C2D of 50 layers. weights "pretrained": pytorchvideo's, Kinetics-400."""
-    quiet_pytorchvideo()
-    from pytorchvideo.models.hub.resnet import checkpoint_paths
-    from pytorchvideo.models.resnet import create_resnet
-
-    network = create_resnet(
+    network = pytorchvideo("resnet").create_resnet(
         model_depth=50,
         model_num_class=1,
         stem_conv_kernel_size=(1, 7, 7),
@@ -68,4 +64,5 @@ def c2d_r50(
         num_classes=num_classes,
         dropout=dropout,
     )
-    return load_weights(backbone, download(weights, checkpoint_paths["c2d_r50"]), num_classes=num_classes)
+    urls = pytorchvideo("hub.resnet").checkpoint_paths
+    return load_weights(backbone, download(weights, urls["c2d_r50"]), num_classes=num_classes)

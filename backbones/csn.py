@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ._pytorchvideo_layouts import pytorchvideo_layout
-from ._stage_net import STREAMS, StageNet, download, quiet_pytorchvideo, sized
+from ._stage_net import STREAMS, StageNet, download, pytorchvideo, sized
 from .contract import InputSpec, Layout, Stream, register, stream_spec
 from .convert import load_weights, published, rename
 
@@ -64,10 +64,7 @@ def _build(
     crop: int,
     dropout: float,
 ) -> StageNet:
-    quiet_pytorchvideo()
-    from pytorchvideo.models.csn import create_csn
-
-    network = create_csn(model_depth=depth, model_num_class=1, stem_pool=nn.MaxPool3d)
+    network = pytorchvideo("csn").create_csn(model_depth=depth, model_num_class=1, stem_pool=nn.MaxPool3d)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = eps
@@ -93,11 +90,10 @@ def csn_r101(
     dropout: float = 0.0,
 ) -> StageNet:
     """ir-CSN of 101 layers. weights "pretrained": pytorchvideo's, Kinetics-400."""
-    quiet_pytorchvideo()
-    from pytorchvideo.models.hub.csn import checkpoint_paths
-
     backbone = _build(101, 1e-5, (PYTORCHVIDEO,), stream, num_classes, frames, crop, dropout)
-    return load_weights(backbone, download(weights, checkpoint_paths["csn_r101"]), num_classes=num_classes)
+    return load_weights(
+        backbone, download(weights, pytorchvideo("hub.csn").checkpoint_paths["csn_r101"]), num_classes=num_classes
+    )
 
 
 @register("csn_r152", paper="Tran et al., ICCV 2019", streams=STREAMS, weights_from="VMZ (irCSN_152)")

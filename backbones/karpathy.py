@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import timm
 import torch
@@ -68,6 +68,8 @@ class KarpathyFusion(FrameModel):
 
     late_fusion's classifier takes clips of `frames`; slow_fusion takes 10 frames or more.
     """
+
+    head: Any  # late_fusion's classifier
 
     def __init__(
         self,

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models import video as tv
-from torchvision.models.video.mvit import MSBlockConfig
+from torchvision.models.video.mvit import MSBlockConfig, MultiscaleBlock
 from torchvision.models.video.mvit import MViT as Network
 
 from ._stage_net import STREAMS, channels_last, linear, load_torchvision, sized
@@ -91,6 +92,7 @@ class MViT(Backbone):
 
     classifier_weight = "head.weight"
     fixed_size = True
+    head: Any  # None without a classifier
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class MViT(Backbone):
         adapt_first_layer(network, spec.channels)
         self.conv_proj, self.pos_encoding = network.conv_proj, network.pos_encoding
         self.blocks, self.norm = network.blocks, network.norm
-        self.feature_dim = int(self.norm.normalized_shape[0])
+        self.feature_dim = _WIDTHS[-1]
         channels_last(self)
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
@@ -118,7 +120,7 @@ class MViT(Backbone):
     def forward_and_classify(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self._tokens(clips)
         if self.head is None:
-            self.classify(tokens)
+            return tokens, self.classify(tokens)
         return self._patches(tokens, self._final), self.head(self.dropout(tokens[:, 0]))
 
     def classify(self, maps: Tensor) -> Tensor:
@@ -145,8 +147,9 @@ class MViT(Backbone):
         """(T', H', W') of the tokens after the last block."""
         t, h, w = (self.pos_encoding.temporal_size, *self.pos_encoding.spatial_size)
         for block in self.blocks:
-            if block.attn.pool_q is not None:
-                _, down, right = block.attn.pool_q.pool.stride
+            queries: Any = cast(MultiscaleBlock, block).attn.pool_q
+            if queries is not None:
+                _, down, right = queries.pool.stride
                 h, w = -(-h // down), -(-w // right)
         return t, h, w
 

@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models import video as tv
 
 from ._pytorchvideo_layouts import pytorchvideo_layout
-from ._stage_net import STREAMS, StageNet, download, load_torchvision, quiet_pytorchvideo, sized
+from ._stage_net import STREAMS, StageNet, download, load_torchvision, pytorchvideo, sized
 from .contract import InputSpec, Layout, Stream, register, stream_spec
 from .convert import load_weights, published, rename
 
@@ -133,12 +133,8 @@ def r2plus1d_r50(
     dropout: float = 0.5,
 ) -> StageNet:
     """R(2+1)D of 50 layers. weights "pretrained": pytorchvideo's, Kinetics-400, 16 frames, every fourth."""
-    quiet_pytorchvideo()
-    from pytorchvideo.models.hub.r2plus1d import checkpoint_paths
-    from pytorchvideo.models.r2plus1d import create_r2plus1d
-
     backbone = StageNet(
-        nn.Sequential(*list(create_r2plus1d(model_num_class=1).blocks)[:-1]),
+        nn.Sequential(*list(pytorchvideo("r2plus1d").create_r2plus1d(model_num_class=1).blocks)[:-1]),
         spec=stream_spec(sized(PYTORCHVIDEO_SPEC, frames, crop), stream),
         feature_dim=2048,
         strides=(4, 32, 32),
@@ -146,4 +142,5 @@ def r2plus1d_r50(
         num_classes=num_classes,
         dropout=dropout,
     )
-    return load_weights(backbone, download(weights, checkpoint_paths["r2plus1d_r50"]), num_classes=num_classes)
+    urls = pytorchvideo("hub.r2plus1d").checkpoint_paths
+    return load_weights(backbone, download(weights, urls["r2plus1d_r50"]), num_classes=num_classes)

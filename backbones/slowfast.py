@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._pytorchvideo_layouts import caffe2_layout, pytorchvideo_layout, slowfast_layout
-from ._stage_net import STREAMS, StageNet, channels_last, download, linear, quiet_pytorchvideo, sized
+from ._stage_net import STREAMS, StageNet, channels_last, download, linear, pytorchvideo, sized
 from .contract import Backbone, InputSpec, Layout, Stream, register, stream_spec
 from .convert import load_weights
 
@@ -70,12 +70,9 @@ class SlowFast(Backbone):
         super().__init__()
         if alpha < 1:
             raise ValueError(f"alpha is {alpha}; it is 1 or more frames of the fast pathway for one of the slow one")
-        quiet_pytorchvideo()
-        from pytorchvideo.models.slowfast import create_slowfast
-
         self.input_spec, self.layouts, self.alpha = spec, layouts, alpha
         kernels = {"stage_conv_a_kernel_sizes": _SIX_OF_RES4} if six_of_res4 else {}
-        network = create_slowfast(
+        network = pytorchvideo("slowfast").create_slowfast(
             input_channels=(spec.channels, spec.channels),
             model_depth=depth,
             model_num_class=1,
@@ -85,9 +82,10 @@ class SlowFast(Backbone):
             head=None,
             **kernels,
         )
-        self.trunk = nn.Sequential(*list(network.blocks)[:5])
-        for stage in self.trunk:
+        stages = list(network.blocks)[:5]
+        for stage in stages:
             stage.inplace = False  # else it overwrites its input, which activations computed twice need
+        self.trunk = nn.Sequential(*stages)
         channels_last(self.trunk)
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
@@ -99,7 +97,7 @@ class SlowFast(Backbone):
     def join(self, pathways: list[Tensor]) -> Tensor:
         """Maps of the slow and the fast pathway as one, at the slow one's T'."""
         slow, fast = pathways
-        return torch.cat((slow, F.adaptive_avg_pool3d(fast, (slow.shape[2], *fast.shape[3:]))), 1)
+        return torch.cat((slow, F.adaptive_avg_pool3d(fast, (slow.shape[2], None, None))), 1)
 
     def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return -(-frames // self.alpha), -(-height // 32), -(-width // 32)
@@ -124,10 +122,7 @@ class SlowFast(Backbone):
 
 
 def _url(name: str) -> str:
-    quiet_pytorchvideo()
-    from pytorchvideo.models.hub import resnet, slowfast
-
-    return {**resnet.checkpoint_paths, **slowfast.checkpoint_paths}[name]
+    return {**pytorchvideo("hub.resnet").checkpoint_paths, **pytorchvideo("hub.slowfast").checkpoint_paths}[name]
 
 
 PAPER = "Feichtenhofer et al., ICCV 2019"
@@ -210,10 +205,7 @@ def slow_r50(
     dropout: float = 0.5,
 ) -> StageNet:
     """The slow pathway alone, R50: T stays. weights "pretrained": pytorchvideo's, Kinetics-400, 8 frames."""
-    quiet_pytorchvideo()
-    from pytorchvideo.models.resnet import create_resnet
-
-    network = create_resnet(model_depth=50, model_num_class=1, stem_conv_kernel_size=(1, 7, 7))
+    network = pytorchvideo("resnet").create_resnet(model_depth=50, model_num_class=1, stem_conv_kernel_size=(1, 7, 7))
     backbone = StageNet(
         nn.Sequential(*list(network.blocks)[:5]),
         spec=stream_spec(sized(SLOW_SPEC, frames, crop), stream),

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ._pytorchvideo_layouts import pytorchvideo_layout, slowfast_layout
-from ._stage_net import STREAMS, StageNet, download, linear, quiet_pytorchvideo, sized
+from ._stage_net import STREAMS, StageNet, download, linear, pytorchvideo, sized
 from .contract import Backbone, InputSpec, Stream, register, stream_spec
 from .convert import load_weights
 
@@ -59,12 +59,10 @@ def _build(
     frames: int,
     crop: int,
 ) -> X3D:
-    quiet_pytorchvideo()
-    from pytorchvideo.models.hub.x3d import checkpoint_paths
-    from pytorchvideo.models.x3d import create_x3d
-
     # The sizes of the clip only set the head's pooling, which is a mean here.
-    blocks = list(create_x3d(model_num_class=1, depth_factor=depth_factor, inner_act=nn.SiLU).blocks)
+    blocks = list(
+        pytorchvideo("x3d").create_x3d(model_num_class=1, depth_factor=depth_factor, inner_act=nn.SiLU).blocks
+    )
     last = blocks[5].pool
     conv5 = nn.Sequential(OrderedDict(conv=last.pre_conv, norm=last.pre_norm, act=last.pre_act))
     backbone = X3D(
@@ -75,7 +73,8 @@ def _build(
         layouts=LAYOUTS,
         num_classes=num_classes,
     )
-    return load_weights(backbone, download(weights, checkpoint_paths[name]), num_classes=num_classes)
+    urls = pytorchvideo("hub.x3d").checkpoint_paths
+    return load_weights(backbone, download(weights, urls[name]), num_classes=num_classes)
 
 
 PAPER = "Feichtenhofer, CVPR 2020"

