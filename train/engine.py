@@ -9,7 +9,6 @@ bits.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -39,6 +38,7 @@ from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
 from .results import evaluate
 from .testing import test_scores
+from .world import check_world
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -527,21 +527,6 @@ class Trainer:
         if self.recipe.run.trackers:
             values = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("epoch", "step")}
             self.accelerator.log(values, step=self.progress.step)
-
-
-def check_world(processes: int, asked: int | None, what: str = "training", program: str = "actionfuse.train") -> None:
-    """Refuse to do alone what was meant for many: `accelerate launch --cpu --num_processes 2` starts one process.
-
-    Raises: ValueError where the number of processes is not what --processes or the launcher's variables say.
-    """
-    wishes = {"--processes": asked, "WORLD_SIZE": os.environ.get("WORLD_SIZE")}
-    wishes["SLURM_NTASKS"] = os.environ.get("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None
-    for name, wish in wishes.items():
-        if wish is not None and int(wish) != processes:
-            raise ValueError(
-                f"{name} asks for {wish} processes, but {what} runs in {processes}; start it with torchrun "
-                f"--nproc-per-node {wish} -m {program} ... (accelerate launch starts one process on a CPU)"
-            )
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

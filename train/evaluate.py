@@ -62,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from .engine import check_world
     from .members import ensemble, save_members
     from .results import write_csv, write_epic_submission, write_json
     from .runs import split_words
+    from .world import check_world
 
     paths, overrides = split_words(args.runs)
     if not paths:

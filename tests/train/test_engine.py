@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from toy_training import toy_recipe, write_toy
 
 from actionfuse.train import checkpoint, engine
-from actionfuse.train.engine import NotFinite, Preempted, Trainer, check_world
+from actionfuse.train.engine import NotFinite, Preempted, Trainer
 from actionfuse.train.log import read_metrics
 from actionfuse.train.model import load_model
+from actionfuse.train.world import check_world
 
 
 @pytest.fixture(scope="module")
