@@ -148,3 +148,8 @@ def test_nothing_points_at_the_machine_it_was_written_on():
             if pattern.search(line):
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert wrong == []
+
+
+def test_the_image_gets_every_area():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {area for area in AREAS if (ROOT / area / "__init__.py").exists()} <= kept
