@@ -117,7 +117,7 @@ class LmdbFormat:
     def _open_environment(self, write: bool, lock: bool) -> Any:
         import lmdb
 
-        data = self.folder / "data.mdb"
+        data, failures = self.folder / "data.mdb", 0
         while True:
             size = data.stat().st_size if data.exists() else 0
             try:
@@ -126,6 +126,12 @@ class LmdbFormat:
                 )
             except lmdb.MapResizedError:  # another process made the file larger since we asked for its size
                 continue
+            except lmdb.Error as error:
+                # Seen once, just after a writer was killed, and never again: so it is tried again a few times.
+                failures += 1
+                if "Bad file descriptor" not in str(error) or failures > 5:
+                    raise
+                time.sleep(0.05)
 
     # -- names
 

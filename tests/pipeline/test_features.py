@@ -797,6 +797,27 @@ def test_lmdb_that_grows_while_it_is_opened_is_opened_again(tmp_path, monkeypatc
     assert store.keys() == ["x.mp4"] and len(turns) == 2
 
 
+@pytest.mark.parametrize("times", [2, 99])
+def test_lmdb_that_cannot_be_opened_for_a_moment_is_tried_again(tmp_path, monkeypatch, times):
+    lmdb = pytest.importorskip("lmdb")
+    store = FeatureStore.open(tmp_path, format="lmdb", recipe=RECIPE)
+    put(store, "x.mp4", rows_of(1, 20, (4,)), step=1 / 30)
+    lmdb_open, turns = lmdb.open, []
+
+    def fails_at_first(*args, **kwargs):
+        turns.append(kwargs)
+        if len(turns) <= times:
+            raise lmdb.Error("Bad file descriptor")
+        return lmdb_open(*args, **kwargs)
+
+    monkeypatch.setattr(lmdb, "open", fails_at_first)
+    if times == 2:
+        assert store.keys() == ["x.mp4"] and len(turns) == 3
+    else:
+        with pytest.raises(ValueError, match="cannot be used: Bad file descriptor"):
+            store.keys()
+
+
 def test_lmdb_of_rulstm_is_read(tmp_path):
     frames = {
         video: {n: np.full(8, n + 1000 * v) for n in range(1, 100, v + 1)} for v, video in enumerate(["P01_01", "P02"])
