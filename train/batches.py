@@ -17,6 +17,7 @@ from ..pipeline.annotations import Segment
 from ..pipeline.order import EpochSampler, epoch_order
 from ..pipeline.sampling import draw
 from .losses import UNKNOWN
+from .mixup import mixup, soft_labels
 
 _BALANCED, _MIX, _ERASE, _STEP = 8, 9, 10, 11  # parts of draws, beside those of samples and their order
 
@@ -129,18 +130,19 @@ def mix(batch: Batch, alpha: float, classes: Mapping[str, int], seed: int, epoch
     Segments are mixed with the batch in reverse order. Boxes stay those of the first. Unknown labels stay unknown.
     """
     share = float(draw(seed, epoch, step, _MIX).beta(alpha, alpha))
-    inputs = {name: torch.lerp(x.flip(0).float(), x.float(), share) for name, x in batch.inputs.items()}
+    inputs = mixup({name: x.float() for name, x in batch.inputs.items()}, share=share)
     masks = {name: mask | mask.flip(0) for name, mask in batch.masks.items()}
     targets = {}
     for task, target in batch.targets.items():
         if target.ndim == 1:
-            soft = F.one_hot(target.clamp(min=0), classes[task]).float()
+            soft = soft_labels(target, classes[task])
             soft = torch.where((target == UNKNOWN)[:, None], float(UNKNOWN), soft)
         else:
             soft = target
         other = soft.flip(0)
         unknown = (soft == UNKNOWN).any(1) | (other == UNKNOWN).any(1)
-        targets[task] = torch.where(unknown[:, None], float(UNKNOWN), torch.lerp(other, soft, share))
+        mixed = mixup({task: soft}, share=share)[task]
+        targets[task] = torch.where(unknown[:, None], float(UNKNOWN), mixed)
     return Batch(batch.ids, inputs, masks, batch.boxes, targets, batch.labels)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ..pipeline.store_files import flush
 from .model import CONFIG, WEIGHTS, write_atomically
 
 TRAINING, MANIFEST = "training.pt", "manifest.json"
@@ -46,11 +47,11 @@ def write_checkpoint(run: Path, step: int, files: Mapping[str, bytes], training:
     manifest = {path.name: _described(path) for path in sorted(temporary.iterdir())}
     (temporary / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}, indent=1))
     for path in temporary.iterdir():
-        _flush(path)
-    _flush(temporary)
+        flush(path)
+    flush(temporary)
     shutil.rmtree(target, ignore_errors=True)  # the same step again: a run that went back
     os.rename(temporary, target)
-    _flush(target.parent)
+    flush(target.parent)
     return target
 
 
@@ -108,7 +109,7 @@ def write_best(run: Path, step: int, files: Mapping[str, bytes]) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     os.replace(link, run / "best")
-    _flush(run)
+    flush(run)
     for old in run.glob("best-*"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
@@ -122,11 +123,3 @@ def _newest_first(run: Path) -> list[Path]:
 def _described(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -353,7 +354,7 @@ class Trainer:
             share = len(raw["id"]) / planned  # 0 where a stand-in keeps the processes in step
             last = number + 1 == len(micros)
             with self.accelerator.autocast():
-                context = _nothing() if last or self.world == 1 else self.accelerator.no_sync(self.step)
+                context = nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.step)
                 with context:
                     out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets)
                     self.accelerator.backward(out["loss"] * share)
@@ -395,7 +396,7 @@ class Trainer:
     def _test(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, dataset in self.test_sets.items():
-            with self.ema.applied(self.model) if self.ema is not None else _nothing():
+            with self.ema.applied(self.model) if self.ema is not None else nullcontext():
                 tested = test_scores(
                     self.model,
                     dataset,
@@ -539,8 +540,3 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
 
 def _told(row: Mapping[str, Any]) -> str:
     return f"{row['id']} ({row['reason']})"
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
