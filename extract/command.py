@@ -65,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--top", type=int, default=0, metavar="K", help="keep and print the K likeliest classes (default: none)"
     )
-    what.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line (default: the weights' own)")
+    what.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="class names: text, one a line, json or csv (default: the weights' own)",
+    )
     what.add_argument(
         "--boxes", type=Path, metavar="FILE", help="box tracks; adds RoI features per instance, in BACKBONE-STREAM-roi"
     )

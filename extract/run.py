@@ -24,6 +24,7 @@ from ..pipeline.types import BoxTracks
 from .decode import ReaderShelf, sound_span
 from .engine import Engine, task_of, video_key
 from .events import Failed, Finished, Skipped
+from .labels import read_labels
 from .plan import Span
 from .progress import Report
 from .runner import Runner
@@ -332,7 +333,7 @@ def _size(video: VideoInput) -> int:
 def _labels(args: argparse.Namespace, runners: list[Runner]) -> dict[str, tuple[str, ...]]:
     labels = {runner.plan.name: tuple(runner.backbone.class_names) for runner in runners}
     if args.labels is not None:
-        names = tuple(args.labels.read_text(encoding="utf-8").splitlines())
+        names = read_labels(args.labels)
         for runner in runners:
             if args.top and len(names) < runner.backbone.num_classes:
                 raise ValueError(
