@@ -11,15 +11,22 @@ AREAS := pipeline backbones fusion extract train
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test demo lint format dev links clean check-python
+.PHONY: help test test-cluster demo lint format dev links clean check-python
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
 	@echo "  PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); a second call installs nothing again."
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+
+# Root on Debian 12, where what is missing is installed by apt. CHECKERS: linters, whose pins fit no other environment.
+CHECKERS := $(VENV)-checkers
+test-cluster: $(VENV)/.installed-dev,cluster  ## containers, Slurm, Kubernetes manifests, Ray: real daemons, Debian, root
+	tests/cluster/prepare.sh $(CHECKERS) $(PYTHON)
+	ACTIONFUSE_CLUSTER=1 ACTIONFUSE_CHECKERS=$(abspath $(CHECKERS))/bin PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/python -m pytest tests/cluster -p no:xdist -p no:cacheprovider --durations=0 --durations-min=1 $(PYTEST)
 
 demo: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
 	$(BIN)/actionfuse demo --out $(DEMO_OUT)
@@ -36,7 +43,7 @@ format: $(VENV)/.installed-dev  ## sort imports, fix what can be fixed, format
 dev: $(VENV)/.installed-dev links  ## the environment and the links for editors, without running anything
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) .ide build dist *.egg-info .pytest_cache .ruff_cache $(DEMO_OUT)
+	rm -rf $(VENV) $(CHECKERS) .ide build dist *.egg-info .pytest_cache .ruff_cache $(DEMO_OUT)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The package is spread over the root folders (setup.cfg: package_dir), which type checkers and editors cannot see
