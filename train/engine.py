@@ -38,13 +38,13 @@ from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of, write_a
 from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
 from .results import evaluate
+from .same_recipe import check_same_recipe
+from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gradients, whole
 from .testing import test_scores
-from .world import check_world
+from .world import check_batch, check_world
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# What may differ between a run and the one it goes on from: nothing that changes a number.
-_FREE = {"workers", "save_minutes", "save_steps", "keep", "trackers"}
 
 
 class Preempted(Exception):
@@ -96,9 +96,12 @@ class Progress:
 class Trainer:
     """One run in one folder. `run` trains until the recipe's end; made again on the same folder, it goes on."""
 
-    def __init__(self, recipe: Recipe, folder: Path, *, processes: int | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, processes: int | tuple[int, int] | None = None, quiet: bool = False
+    ) -> None:
         self.recipe, self.folder = recipe, folder
         run = recipe.run
+        check_sharding(run.shard, run.precision)
         self.accelerator = Accelerator(
             # said, or torchrun's processes on a CPU would each train alone
             cpu=not torch.accelerator.is_available(),
@@ -106,7 +109,8 @@ class Trainer:
             log_with=list(run.trackers) or None,  # pyright: ignore[reportArgumentType]
             project_dir=str(folder),
         )
-        check_world(self.accelerator.num_processes, processes)
+        world_told = check_world(self.accelerator.num_processes, processes)
+        check_batch(recipe.optim.batch, processes)
         self.rank, self.world, self.device = (
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -139,6 +143,8 @@ class Trainer:
         self.progress = Progress()
         self._stop = False
         self.log = RunLog(folder, main=self.accelerator.is_main_process, quiet=quiet)
+        if world_told:
+            self.log.say(world_told)
         self._resume()
 
     # --- making
@@ -188,11 +194,15 @@ class Trainer:
         if run.sync_bn and self.world > 1:
             converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(model)
             model = converted
+        self.model = model.to(self.device)
+        if run.shard:
+            shard_model(model)
         self.optimizer = build_optimizer(param_groups(model, optim, self.recipe.streams), optim)
-        self.ema = Ema(model.to(self.device), optim.ema) if optim.ema else None
-        self.model = model
-        step = Step(model, self.recipe, self._class_weights())
-        self.step, self.optimizer = self.accelerator.prepare(step, self.optimizer)
+        self.ema = Ema(model, optim.ema) if optim.ema else None
+        self.step = Step(model, self.recipe, self._class_weights())
+        if not run.shard:
+            self.step = self.accelerator.prepare(self.step)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
         if run.compile:
             self.step.compile()
 
@@ -203,7 +213,7 @@ class Trainer:
         found = checkpoint.latest_checkpoint(self.folder)
         kept = self.folder / "recipe.yaml"
         if kept.is_file() and main:
-            self._same_recipe(kept)
+            check_same_recipe(self.folder, self.recipe)
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(kept, dump_recipe(self.recipe).encode())
@@ -229,21 +239,6 @@ class Trainer:
         self.log.open(self.progress.log_bytes)
         changed = "" if state["world"] == self.world else f" with {self.world} processes instead of {state['world']}"
         self.log.say(f"going on from step {self.progress.step} (epoch {self.progress.epoch}){changed}")
-
-    def _same_recipe(self, kept: Path) -> None:
-        from .recipe import load_recipe
-
-        before, now = asdict(load_recipe(kept)), asdict(self.recipe)
-        changed = [
-            f"{key}: {old!r} is now {new!r}"
-            for key, old, new in _differences(before, now)
-            if key.split(".")[1:2] not in [[f] for f in _FREE]
-        ]
-        if changed and checkpoint.latest_checkpoint(self.folder) is not None:
-            raise ValueError(
-                f"{self.folder} holds a run of another recipe ({'; '.join(changed[:5])}); take another --out, or the "
-                "recipe as it was"
-            )
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -348,13 +343,16 @@ class Trainer:
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         ids: list[str] = []
+        share_buffers(self.model)
         for number, raw in enumerate(micros):
             self.progress.broken += raw["broken"]
             batch = self._augmented(raw, epoch, place * self.micros + number)
             share = len(raw["id"]) / planned  # 0 where a stand-in keeps the processes in step
             last = number + 1 == len(micros)
             with self.accelerator.autocast():
-                context = nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self.step)
+                sync_gradients(self.model, last)
+                alone = last or self.world == 1 or recipe.run.shard
+                context = nullcontext() if alone else self.accelerator.no_sync(self.step)
                 with context:
                     out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets)
                     self.accelerator.backward(out["loss"] * share)
@@ -396,7 +394,8 @@ class Trainer:
     def _test(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, dataset in self.test_sets.items():
-            with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            averages = self.ema.applied(self.model) if self.ema is not None else nullcontext()
+            with averages, gathered(self.model):
                 tested = test_scores(
                     self.model,
                     dataset,
@@ -420,10 +419,11 @@ class Trainer:
             if tested.broken:
                 self.log.say(f"test: {len(tested.broken)} segments cannot be read, such as {_told(tested.broken[0])}")
         self.step.train()
+        state = self._averages()
         if self.accelerator.is_main_process:
             self.log.write({"kind": "test", "epoch": self.progress.epoch, "step": self.progress.step, **found})
             self._track({"kind": "test", **found})
-            self._keep_best(found)
+            self._keep_best(found, state)
         return found
 
     def _tick(self, _segments: int) -> None:
@@ -431,7 +431,7 @@ class Trainer:
         if self._stop and self.world == 1:
             raise _TestStopped
 
-    def _keep_best(self, found: dict[str, float]) -> None:
+    def _keep_best(self, found: dict[str, float], state: dict[str, Tensor]) -> None:
         monitor = self.recipe.run.monitor or next(
             (name for name in found if name.endswith("top1_accuracy")), next(iter(found))
         )
@@ -442,7 +442,7 @@ class Trainer:
         if self.progress.best is None or value > self.progress.best:
             self.progress.best = value
             results = {"monitor": monitor, "step": self.progress.step, "epoch": self.progress.epoch, "results": found}
-            files = {**self._files(), "metrics.json": json.dumps(results, indent=1).encode()}
+            files = {**self._files(state), "metrics.json": json.dumps(results, indent=1).encode()}
             checkpoint.write_best(self.folder, self.progress.step, files)
 
     def _tell_broken(self) -> None:
@@ -462,9 +462,13 @@ class Trainer:
 
     # --- checkpoints
 
-    def _files(self) -> dict[str, bytes]:
-        """model.safetensors and config.json as others load them: the averages where there are any."""
-        state = self.ema.average if self.ema is not None else self._weights()
+    def _averages(self) -> dict[str, Tensor]:
+        """Whole weights as others load them: the averages where there are any. Every process must call it."""
+        state: Any = whole(self.ema.average) if self.ema is not None else self._weights()
+        return state
+
+    def _files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """model.safetensors and config.json."""
         state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
         config: ModelConfig = self.config
         return {WEIGHTS: save(state, metadata={"format": "pt"}), CONFIG: json.dumps(asdict(config), indent=1).encode()}
@@ -476,7 +480,8 @@ class Trainer:
     def _save(self) -> None:
         weights = self._weights() if self.ema is not None else {}
         optimizer = get_optimizer_state_dict(self.step, self._torch_optimizer(), options=_FULL)
-        broken = self._gathered(self.progress.broken)
+        broken, state = self._gathered(self.progress.broken), self._averages()
+        ema = whole(self.ema.state_dict()) if self.ema is not None else {}
         if self.accelerator.is_main_process:
             self.progress.log_bytes = self.log.flush()
             scaler = self.accelerator.scaler
@@ -485,11 +490,11 @@ class Trainer:
                 "optimizer": optimizer,
                 "base_lrs": [group["base_lr"] for group in self._torch_optimizer().param_groups],
                 "weights": weights,
-                "ema": self.ema.state_dict() if self.ema is not None else {},
+                "ema": ema,
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "world": self.world,
             }
-            checkpoint.write_checkpoint(self.folder, self.progress.step, self._files(), training)
+            checkpoint.write_checkpoint(self.folder, self.progress.step, self._files(state), training)
             checkpoint.keep_last(self.folder, self.recipe.run.keep)
         self.accelerator.wait_for_everyone()
 
@@ -528,14 +533,6 @@ class Trainer:
         if self.recipe.run.trackers:
             values = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("epoch", "step")}
             self.accelerator.log(values, step=self.progress.step)
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield path, before, now
 
 
 def _told(row: Mapping[str, Any]) -> str:

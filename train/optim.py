@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from .model import ActionModel
 from .recipe import Optim, StreamRecipe
+from .shard import copy_whole
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -131,4 +132,4 @@ class Ema:
     def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
         self.steps = int(state["steps"])
         for key, value in self.average.items():
-            value.copy_(torch.as_tensor(state[f"average.{key}"]))
+            copy_whole(value, torch.as_tensor(state[f"average.{key}"]))

@@ -226,6 +226,7 @@ class Run:
     micro_batch: segments a process computes at a time; the rest of `optim.batch` is accumulated. None: all at once.
     precision: of autocast. save_minutes, save_steps: how often a checkpoint is written besides after each epoch.
     keep: checkpoints kept beside the best. monitor: metric that "best" means; higher is better.
+    shard: weights, gradients and optimiser state are shared out over the processes (FSDP2) instead of copied (DDP).
     test_every: epochs. trackers: Accelerate's ("tensorboard", "wandb", ...), beside metrics.jsonl, which is always
         written.
     """
@@ -237,6 +238,7 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     sync_bn: bool = False
+    shard: bool = False
     save_minutes: float = 10.0
     save_steps: int | None = None
     keep: int = 2
