@@ -54,7 +54,7 @@ class Shelf:
     It pickles empty, and after a fork the child starts with an empty one.
     """
 
-    def __init__(self, limit: int, decoder: str = "auto", frame_fps: float = 30.0) -> None:
+    def __init__(self, limit: int, decoder: str = "auto", frame_fps: float | None = None) -> None:
         if limit < 1:
             raise ValueError(f"open_readers is {limit}; it must be at least 1")
         self.limit, self.decoder, self.frame_fps = limit, decoder, frame_fps
@@ -62,10 +62,11 @@ class Shelf:
         self._flow: dict[str, FlowComputer] = {}
         self._owner = os.getpid()
 
-    def video(self, path: str) -> VideoReader:
+    def video(self, path: str, frame_fps: float | None = None) -> VideoReader:
+        """frame_fps: what the dataset says of this folder of frames; the shelf's own, where it has one, goes first."""
         found = self._find("video", path)
         if not isinstance(found, VideoReader):
-            found = open_video(path, self.decoder, threads=1, frame_fps=self.frame_fps)
+            found = open_video(path, self.decoder, threads=1, frame_fps=self.frame_fps or frame_fps or 30.0)
             self._keep("video", path, found)
         return found
 

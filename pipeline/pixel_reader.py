@@ -23,7 +23,7 @@ from .protocols import Observation, Sampling
 from .spectrogram import SpectrogramPreset
 from .transforms import Geometry, apply_geometry, apply_photometric
 from .types import BoxTracks, Clip
-from .video import Size, VideoError
+from .video import Size, VideoError, VideoReader
 
 TIME, GEOMETRY, COLOUR = 0, 1, 2  # parts of a sample's draw; each stream has a colour part of its own
 Draw = Callable[[int], np.random.Generator]  # part -> its generator
@@ -47,6 +47,7 @@ class _Plan:
 
     spec: StreamSpec
     path: str
+    frame_fps: float | None
     times: np.ndarray
     real: np.ndarray
     span: tuple[float, float]
@@ -74,9 +75,15 @@ class PixelReader:
         own = spec.stream in self.dataset.paths
         return str(self.dataset.path(segment, spec.stream if own else "rgb"))
 
+    def _frame_fps(self, segment: Segment, spec: StreamSpec) -> float | None:
+        return self.dataset.frame_fps(segment, spec.stream if spec.stream in self.dataset.paths else "rgb")
+
+    def _open(self, segment: Segment, spec: StreamSpec) -> VideoReader:
+        return self.shelf.video(self.path(segment, spec), self._frame_fps(segment, spec))
+
     def end_seconds(self, segment: Segment) -> float | None:
         """When the pictures of the segment's video end; None without a stream of pictures."""
-        return self.shelf.video(self.path(segment, self.pictures[0])).info.stop_seconds if self.pictures else None
+        return self._open(segment, self.pictures[0]).info.stop_seconds if self.pictures else None
 
     def read(self, segment: Segment, observation: Observation, draw: Draw) -> PixelStreams:
         """Raises: VideoError and OSError where a file cannot be read, NotObserved where it shows nothing of it."""
@@ -105,7 +112,7 @@ class PixelReader:
 
     def _geometries(self, segment: Segment, draw: Draw) -> tuple[Geometry, ...]:
         lead = self.pictures[0]
-        info = self.shelf.video(self.path(segment, lead)).info
+        info = self._open(segment, lead).info
         width = info.width // 2 if self._has_flow_files(lead) else info.width  # v lies beside u
         if self.augmentation is not None:
             return (self.augmentation.geometry(info.height, width, lead, draw(GEOMETRY)),)
@@ -115,10 +122,9 @@ class PixelReader:
         return spec.stream == "flow" and "flow" in self.dataset.paths
 
     def _plan(self, segment: Segment, spec: StreamSpec, observation: Observation, draw: Draw) -> _Plan:
-        path = self.path(segment, spec)
-        reader = self.shelf.video(path)
-        fields, rng = self._has_flow_files(spec), self._time(draw)
-        return _Plan(spec, path, *clip_reader.entry_times(reader, observation, self.sampling, spec, rng, fields))
+        reader, rng = self._open(segment, spec), self._time(draw)
+        times = clip_reader.entry_times(reader, observation, self.sampling, spec, rng, self._has_flow_files(spec))
+        return _Plan(spec, self.path(segment, spec), self._frame_fps(segment, spec), *times)
 
     # --- one file
 
@@ -126,7 +132,7 @@ class PixelReader:
         self, path: str, plans: Sequence[_Plan], geometry: Geometry, observation: Observation, damage: list[str]
     ) -> dict[str, Entries]:
         """Streams of one file before they are cut: uint8 frames, flow in float32. One decode pass."""
-        reader = self.shelf.video(path)
+        reader = self.shelf.video(path, plans[0].frame_fps)
         known, info = len(reader.damage), reader.info
         found: dict[str, Entries] = {}
         wanted: list[tuple[_Plan, np.ndarray, Size, FlowPlan | None]] = []

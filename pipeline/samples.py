@@ -77,7 +77,8 @@ class SegmentDataset(TorchDataset):
     classes: task -> number of classes, for tasks with several labels of list[Segment].
     flipped_labels: task -> class -> the class that it becomes where a clip is mirrored ("to the left").
     instances: slots for boxes; None = all that there are (collate pads), 0 = no boxes.
-    open_readers: files that each worker keeps open. decoder, frame_fps: as in `open_video`.
+    open_readers: files that each worker keeps open. decoder: as in `open_video`. frame_fps: how fast folders of frames
+        count; None = as `Dataset.frame_fps` says, and 30 where it says nothing.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class SegmentDataset(TorchDataset):
         instances: int | None = 0,
         open_readers: int = 8,
         decoder: str = "auto",
-        frame_fps: float = 30.0,
+        frame_fps: float | None = None,
     ) -> None:
         if not isinstance(segments, Dataset):
             segments = Dataset(

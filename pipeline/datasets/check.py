@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..annotations import Segment
+from ..decoders.frame_files import fitting, is_frame_pattern
 from ..guard import Lost, guarded_map
 from ..video import VideoError, open_video
 from .contract import CARDS, DATASETS, Dataset, check_call, list_datasets, load_dataset, options_of
@@ -161,6 +162,8 @@ class _Listing:
             except OSError:
                 self._names[path.parent] = {}
         is_link = self._names[path.parent].get(path.name)
+        if is_link is None and is_frame_pattern(path):
+            return bool(fitting(path.name, self._names[path.parent]))
         return is_link is False or (is_link is True and path.exists())
 
 

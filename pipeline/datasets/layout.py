@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from ..annotations import Segment, csv_rows
+from ..decoders.frame_files import fitting, is_frame_pattern
 
 _PROBED_VIDEOS = 12
 
@@ -110,4 +112,9 @@ def choose_paths(
 
 
 def _lies_there(root: Path, pattern: str, segment: Segment) -> bool:
-    return (root / pattern.format_map({**segment.extra, "video": segment.video, "id": segment.id})).exists()
+    path = root / pattern.format_map({**segment.extra, "video": segment.video, "id": segment.id})
+    return path.exists() or (is_frame_pattern(path) and bool(fitting(path.name, _names(path.parent))))
+
+
+def _names(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []

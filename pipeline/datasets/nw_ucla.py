@@ -10,15 +10,13 @@ Layout (the views may also lie in multiview_action/):
 
     view_1/a01_s01_e00/frame_0_tc_1310_rgb.jpg  ..._depth.png  ..._depth_vis.jpg  ..._skeletons.txt
     view_2/...  view_3/...
-    numbered/rgb/view_1/a01_s01_e00/000000.jpg  numbered/depth/...     written by `link_frames`, see below
 
 A name tells action (a), subject (s) and episode (e); a segment is all frames of one. The actions have the numbers 1 to
 6, 8, 9, 11 and 12; class numbers are their ranks.
 
-A folder holds the frames of several streams and two numbers in each name, of which the first counts; `open_video` would
-mix them up. `link_frames(root)` makes folders of one stream each, of links that bear the frame's number alone. They
-count at 30 a second. Depth is 16 bit, of which an 8-bit picture keeps little; stream "depth_vis" is the dataset's own
-8-bit picture of it.
+A folder holds the frames of several streams, with two numbers in each name, of which the first counts, at 30 a second:
+a stream is a pattern such as `frame_%d_tc_%d_rgb.jpg`. Depth is 16 bit, of which an 8-bit picture keeps little; stream
+"depth_vis" is the dataset's own 8-bit picture of it.
 
 The names of actions and files follow the public description.
 """
@@ -54,8 +52,6 @@ VIEWS = (1, 2, 3)
 STREAMS: Mapping[str, str] = {"rgb": "rgb.jpg", "depth": "depth.png", "depth_vis": "depth_vis.jpg"}
 _FOLDERS = ("", "multiview_action")
 _EPISODE = re.compile(r"a(?P<action>\d+)_s(?P<subject>\d+)_e(?P<episode>\d+)")
-_FRAME = re.compile(r"frame_(?P<number>\d+)_tc_\d+_(?P<kind>.+)")
-_NUMBERED = "numbered"
 
 
 @register(
@@ -65,8 +61,7 @@ _NUMBERED = "numbered"
     source="wangjiangb.github.io/my_data.html",
     licence="see the dataset's page for its terms",
     layout="""\
-    view_1/a01_s01_e00/frame_0_tc_1310_rgb.jpg  ..._depth.png   view_2/...  view_3/...
-    numbered/rgb/view_1/a01_s01_e00/000000.jpg   by actionfuse.pipeline.datasets.nw_ucla.link_frames(ROOT)""",
+    view_1/a01_s01_e00/frame_0_tc_1310_rgb.jpg  ..._depth.png   view_2/...  view_3/...""",
 )
 def read(root: Path, split: str, *, test_view: Literal[1, 2, 3] = 3, paths: Mapping[str, str] | None = None) -> Dataset:
     """One split; see the module's text.
@@ -87,17 +82,12 @@ def read(root: Path, split: str, *, test_view: Literal[1, 2, 3] = 3, paths: Mapp
                 raise ValueError(f"{folder / video} has the action {action}; there are {', '.join(map(str, ACTIONS))}")
             extra = {"participant": f"s{parsed['subject']}", "view": str(view), "episode": parsed["episode"]}
             segments.append(Segment(video, 0.0, math.inf, video, {"action": classes[action]}, extra))
+    below = "" if folder == root else f"{folder.name}/"
     candidates = {
-        stream: (f"{_NUMBERED}/{stream}/{{video}}", f"{stream}/{{video}}.avi", f"{stream}/{{video}}.mp4")
-        for stream in STREAMS
+        stream: (f"{below}{{video}}/frame_%d_tc_%d_{ending}", f"{stream}/{{video}}.avi", f"{stream}/{{video}}.mp4")
+        for stream, ending in STREAMS.items()
     }
     chosen = choose_paths(root, candidates, segments, paths)
-    notes: tuple[str, ...] = ()
-    if not paths and segments and not (root / chosen["rgb"].format(video=segments[0].video)).exists():
-        notes = (
-            "Frames cannot be opened as they were downloaded: several streams lie in one folder. "
-            f"actionfuse.pipeline.datasets.nw_ucla.link_frames({str(root)!r}) makes folders of one stream each.",
-        )
     return Dataset(
         name=NAME,
         split=split,
@@ -108,41 +98,7 @@ def read(root: Path, split: str, *, test_view: Literal[1, 2, 3] = 3, paths: Mapp
         frame_rates={
             stream: FRAMES_PER_SECOND for stream, pattern in chosen.items() if not pattern.endswith((".avi", ".mp4"))
         },
-        notes=notes,
     )
-
-
-def link_frames(root: str | Path, to: str | Path | None = None) -> int:
-    """Make numbered/STREAM/view_1/a01_s01_e00/000000.jpg of all episodes, links to the frames; how many are new.
-
-    to: the folder in which numbered/ is made; default: root. Links that are there stay, so it can be called again.
-    Raises ValueError where root holds no views, or an episode has two frames of one number in a stream.
-    """
-    folder = _views_folder(Path(root)).resolve()
-    target = Path(to if to is not None else root) / _NUMBERED
-    endings = {ending: stream for stream, ending in STREAMS.items()}
-    made = 0
-    for view in VIEWS:
-        if not (folder / f"view_{view}").is_dir():
-            continue
-        for name, _ in _episodes(folder / f"view_{view}"):
-            episode = folder / f"view_{view}" / name
-            seen: dict[tuple[str, int], str] = {}
-            for file in sorted(os.listdir(episode)):
-                parsed = _FRAME.fullmatch(file)
-                if parsed is None or parsed["kind"] not in endings:
-                    continue
-                key = endings[parsed["kind"]], int(parsed["number"])
-                if key in seen:
-                    raise ValueError(f"{episode}: {seen[key]} and {file} have one number; remove one of the two")
-                seen[key] = file
-            for (stream, number), file in seen.items():
-                link = target / stream / f"view_{view}" / name / f"{number:06d}{Path(file).suffix}"
-                link.parent.mkdir(parents=True, exist_ok=True)
-                if not os.path.lexists(link):
-                    link.symlink_to(os.path.relpath(episode / file, link.parent.resolve()))
-                    made += 1
-    return made
 
 
 def _views_folder(root: Path) -> Path:

@@ -52,9 +52,26 @@ def names_a_frame_folder(file_names: Iterable[str]) -> bool:
 
 
 def is_frame_pattern(path: str | Path) -> bool:
-    """Whether the path's last part is a pattern of numbered images, such as `img_%05d.jpg`."""
+    """Whether the path's last part is a pattern of numbered images, such as `img_%05d.jpg`; see `fitting`."""
     name = os.path.basename(path)
-    return extension_of(name) in IMAGE_EXTENSIONS and len(PATTERN.findall(name)) == 1
+    return extension_of(name) in IMAGE_EXTENSIONS and PATTERN.search(name) is not None
+
+
+def fitting(pattern: str, names: Iterable[str]) -> list[tuple[int, str]]:
+    """The names that fit a pattern, each with its number, unsorted.
+
+    The first field counts; further ones stand for any number: `frame_%d_tc_%d_rgb.jpg`. Widths and the case of the
+    extension do not matter.
+    """
+    extension = extension_of(pattern)
+    first, *rest = map(re.escape, PATTERN.split(pattern[: -len(extension)]))
+    whole = re.compile(first + r"(\d{1,18})" + r"\d+".join(rest))
+    found = []
+    for name in names:
+        stem, of_name = os.path.splitext(name)
+        if of_name.lower() == extension and (match := whole.fullmatch(stem)):
+            found.append((int(match[1]), name))
+    return found
 
 
 class FolderOfFrames:

@@ -8,8 +8,9 @@ natural order, one step each. A file `timestamps.txt` beside the frames (one num
 frame) takes the place of numbers and frame_fps.
 
 In a folder that holds several series (`img_%05d.jpg`, `flow_x_%05d.jpg`, `flow_y_%05d.jpg`) flow series are left out;
-of others one must be named by a pattern: `open_video("folder/img_%05d.jpg")`. Tar files are read in place at their
-members' offsets, so they must not be compressed.
+of others one must be named by a pattern: `open_video("folder/img_%05d.jpg")`. Of several fields in a pattern the first
+counts, and the others stand for any number: `frame_%d_tc_%d_rgb.jpg`. Tar files are read in place at their members'
+offsets, so they must not be compressed.
 
 Pictures are 8-bit RGB (16 bits are cut to 8, transparency is dropped), turned as their EXIF orientation says, scaled
 to the size of the first one where sizes differ. JPEGs asked for at a quarter of their size or less are decoded at a
@@ -37,10 +38,10 @@ from ._pixels import MAX_BATCH_BYTES
 from .frame_files import (
     FLOW,
     IMAGE_EXTENSIONS,
-    PATTERN,
     FolderOfFrames,
     TarOfFrames,
     extension_of,
+    fitting,
     frame_series,
     is_frame_pattern,
     natural_order,
@@ -114,9 +115,7 @@ class FrameFolderReader(VideoReader):
         """Names in order, float64 (N,) seconds when each comes on screen, and when the last one goes."""
         series = frame_series(self._source.names)
         if pattern is not None:
-            extension = extension_of(pattern)
-            before, after = PATTERN.split(pattern.removesuffix(os.path.splitext(pattern)[1]), maxsplit=1)
-            chosen = [pair for pair in series.get((before, after), []) if extension_of(pair[1]) == extension]
+            chosen = fitting(pattern, self._source.names)
             if not chosen:
                 raise VideoError(f"{self.path}: no file fits the pattern {pattern!r}")
         else:

@@ -2,14 +2,15 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from actionfuse.pipeline import open_video
-from actionfuse.pipeline.datasets import LayoutError, load_dataset, ntu_rgbd, nw_ucla
+from actionfuse.pipeline import Sampling, SegmentDataset, StreamSpec, VideoError, open_video
+from actionfuse.pipeline.datasets import LayoutError, load_dataset, ntu_rgbd
 from actionfuse.pipeline.datasets.check import check_dataset
 
 # Split by hand, with the protocols of the papers: one subject, camera and setup of each kind.
@@ -203,31 +204,49 @@ def test_views(ucla):
         load_dataset("nw_ucla", ucla, "test", test_view=4)
 
 
-def test_frames_are_numbered_by_links(ucla):
-    before = load_dataset("nw_ucla", ucla, "train")
-    assert "link_frames" in before.notes[0] and not check_dataset("nw_ucla", ucla, ["train"])[0].is_whole
-    assert nw_ucla.link_frames(ucla) == 4 * 4 * 3
-    assert nw_ucla.link_frames(ucla) == 0
+@pytest.mark.parametrize("above", ["multiview_action", "."])
+def test_frames_of_ucla_are_read_where_they_lie(ucla, above):
+    if above == ".":
+        for view in (1, 2, 3):
+            (ucla / f"multiview_action/view_{view}").rename(ucla / f"view_{view}")
+        (ucla / "multiview_action").rmdir()
+    assert check_dataset("nw_ucla", ucla, ["train"], decode=2)[0].is_whole
     dataset = load_dataset("nw_ucla", ucla, "train")
     assert dataset.notes == () and list(dataset.paths) == ["rgb", "depth", "depth_vis"]
-    (split,) = check_dataset("nw_ucla", ucla, ["train"], decode=2)
-    assert split.is_whole
     segment = dataset.segments[0]
-    with open_video(dataset.path(segment), frame_fps=dataset.frame_fps(segment)) as reader:
+    with open_video(dataset.path(segment), frame_fps=dataset.frame_fps(segment) or 0) as reader:
         frames = reader.frames_at([0, 1 / 30, 2 / 30, 3 / 30])
+        assert reader.info.num_frames == 4
     np.testing.assert_allclose(frames.data.mean((1, 2, 3)), [0, 40, 80, 120], atol=3)
-    moved = ucla.rename(ucla.parent / "moved")  # links are relative
-    assert check_dataset("nw_ucla", moved, ["train"], decode=2)[0].is_whole
+    with open_video(dataset.path(segment, "depth_vis")) as reader:
+        np.testing.assert_allclose(reader.frames_at([0.0]).data, 200, atol=3)
+    spec = StreamSpec(frames=2, resize_side=24, crop=24)
+    with_depth = StreamSpec(stream="depth", frames=2, resize_side=24, crop=24)
+    samples = SegmentDataset(dataset, [spec, with_depth], sampling=Sampling(rule="segments"))
+    sample = samples[0]
+    assert not sample.error and sample.streams["depth"].shape == (2, 24, 24, 1)
+    assert (sample.streams["depth"] == 7).all()
+    np.testing.assert_allclose(sample.streams["rgb"].float().mean((1, 2, 3)), [40, 120], atol=3)
 
 
-def test_links_elsewhere_and_frames_of_one_number(ucla, tmp_path_factory):
-    to = tmp_path_factory.mktemp("links")
-    nw_ucla.link_frames(ucla, to)
-    paths = {"rgb": f"{to}/numbered/rgb/{{video}}"}
-    assert check_dataset("nw_ucla", ucla, ["test"], options={"paths": paths})[0].is_whole
-    (ucla / "multiview_action/view_1/a01_s01_e00/frame_9_tc_1_rgb.jpg").touch()
-    with pytest.raises(ValueError, match="frame_9_tc_1_rgb.jpg and frame_9_tc_90467000_rgb.jpg have one number"):
-        nw_ucla.link_frames(ucla)
+def test_missing_and_repeated_frames_of_ucla(ucla):
+    episode = ucla / "multiview_action/view_1/a01_s01_e00"
+    for file in episode.glob("*_depth_vis.jpg"):
+        file.unlink()
+    (split,) = check_dataset("nw_ucla", ucla, ["train"])
+    assert split.streams["depth_vis"].missing == ["multiview_action/view_1/a01_s01_e00/frame_%d_tc_%d_depth_vis.jpg"]
+    assert not split.streams["rgb"].missing
+    (episode / "frame_9_tc_1_rgb.jpg").touch()
+    with pytest.raises(VideoError, match="frame_9_tc_1_rgb.jpg and frame_9_tc_90467000_rgb.jpg have one number"):
+        open_video(episode / "frame_%d_tc_%d_rgb.jpg")
+
+
+def test_samples_count_folders_of_frames_as_the_dataset_says(ucla):
+    dataset = load_dataset("nw_ucla", ucla, "train")
+    specs = [StreamSpec(frames=4, resize_side=24, crop=24)]
+    for rates, given, seconds in (({"rgb": 2.0}, None, 2.0), ({}, None, 4 / 30), ({"rgb": 2.0}, 8.0, 0.5)):
+        samples = SegmentDataset(replace(dataset, frame_rates=rates), specs, frame_fps=given, open_readers=1)
+        assert samples[0].stop_seconds == pytest.approx(seconds)
 
 
 def test_wrong_folders_of_ucla(ucla, tmp_path_factory):
