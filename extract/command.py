@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: tsn:tf_efficientnet_lite0)",
     )
     what.add_argument(
-        "--stream", action="append", metavar="STREAM", help="rgb, flow or audio; repeatable (default: rgb)"
+        "--stream",
+        action="append",
+        metavar="STREAM",
+        help="rgb, flow or audio; depth or ir of files that hold them as grey pictures; repeatable (default: rgb)",
     )
     what.add_argument(
         "--weights",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ..pipeline import Frames, VideoError, VideoReader, open_video
@@ -20,7 +21,7 @@ from ..pipeline.audio import SpectrogramStream, sound_seconds
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
-from ..pipeline.video import Size
+from ..pipeline.video import Size, scaled_size
 from .clips import ClipRow, Entry, FlowEntries, Windows
 from .plan import ClipPlan, Span, Task
 
@@ -189,7 +190,7 @@ def _decode_frames(
     watch: Stopwatch,
 ) -> Span:
     """One decode pass for all plans that look at frames; returns the span up to where the video really ended."""
-    sizes = sorted({plans[index].size for index in indices})
+    sizes = list(dict.fromkeys(plans[index].size for index in indices))
     windows = {index: Windows(plans[index]) for index in indices}
     flows = {
         index: FlowEntries(plans[index], watch)
@@ -214,10 +215,12 @@ def _decode_frames(
         if index not in regions:
             regions[index] = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
         if index in flows:
+        if plan.stream == "depth":
+            frame = _by_nearest(frame, plan.resize_side)
             for entry in flows[index].push(Entry(frame, taker.start_seconds, taker.stop_seconds, shown)):
                 send(index, window.push(entry, next(flow_entries[index])))
         else:
-            picture = centre_crop(frame, plan.crop)
+            picture = centre_crop(frame, plan.crop)[..., : plan.clip_shape[-1]]
             # Held as a view, one frame a second would keep all that another plan was given in between.
             entry = Entry(picture if alone else picture.copy(), taker.start_seconds, taker.stop_seconds, shown)
             send(index, window.push(entry, taker.entry))
@@ -252,6 +255,14 @@ def _decode_frames(
 
 def _all(_entry: int) -> bool:
     return True
+
+def _by_nearest(frame: np.ndarray, short_side: int) -> np.ndarray:
+    """The frame (H, W, C) scaled so that its shorter side is `short_side`; every pixel is one that was there: no depth
+    is made up between an object and what is behind it.
+    """
+    width, height = scaled_size(frame.shape[1], frame.shape[0], short_side)
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
 
 
 class Taker(NamedTuple):

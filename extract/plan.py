@@ -59,8 +59,8 @@ class ClipPlan:
 
     @property
     def size(self) -> Size:
-        """The size that frames are decoded to."""
-        return Size(self.resize_side, self.interpolation)
+        """The size that frames are decoded to. Depth is scaled later, by the nearest pixel, as in training."""
+        return Size() if self.stream == "depth" else Size(self.resize_side, self.interpolation)
 
     @property
     def entries(self) -> int:
@@ -72,7 +72,8 @@ class ClipPlan:
         """(T, H, W, C) of one clip on its way to the model."""
         if self.stream == "audio":
             return (self.frames, *self.audio_cells, 1)
-        channels = {"rgb": 3, "flow": 3 if self.flow_on_device else 2 * self.flow_stack}[self.stream]
+        flow = 3 if self.flow_on_device else 2 * self.flow_stack
+        channels = {"rgb": 3, "flow": flow, "depth": 1, "ir": 1}[self.stream]
         return (self.entries, self.crop, self.crop, channels)
 
     @property

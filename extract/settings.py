@@ -24,7 +24,7 @@ from .runner import Runner
 DEFAULT_BACKBONE = "tsn:tf_efficientnet_lite0"
 BUNDLED = {DEFAULT_BACKBONE}
 WORDS = ("auto", "bundled", "pretrained", "random")
-STREAMS = ("rgb", "flow", "audio")
+STREAMS = ("rgb", "flow", "audio", "depth", "ir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +234,8 @@ def wrap(
         "rgb": ("flow", "audio"),
         "flow": ("audio",),
         "audio": ("flow", "resize", "crop", "interpolation"),
+        "depth": ("flow", "audio", "interpolation"),
+        "ir": ("flow", "audio"),
     }.get(plan.stream, ()):
         sampling = {key: value for key, value in sampling.items() if not key.startswith(unused)}
     del sampling["name"], sampling["instances"]  # see `with_boxes`

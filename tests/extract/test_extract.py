@@ -126,7 +126,7 @@ def test_errors_are_told(folder: Path, backbone: Backbone, tmp_path: Path) -> No
         assert list(extract_features(tmp_path, backbone=backbone, on_error="warn")) == []
     with pytest.raises(ValueError, match="no backbone is named"):
         next(extract_features(folder, backbone="i4d"))
-    with pytest.raises(ValueError, match="there are rgb, flow, audio"):
+    with pytest.raises(ValueError, match="there are rgb, flow, audio, depth, ir"):
         next(extract_features(folder, streams="smell"))
     with pytest.raises(ValueError, match="sees no GPU|cuda"):
         if torch.cuda.is_available():

@@ -14,10 +14,15 @@ from actionfuse.backbones import create_backbone, pool_clip
 from actionfuse.backbones.roi import roi_features
 from actionfuse.extract import extract_features
 from actionfuse.pipeline import open_video
+from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.audio import read_audio, spectrogram
 from actionfuse.pipeline.boxes import BoxRow, box_tracks, boxes_at
+from actionfuse.pipeline.clip_spec import StreamSpec
+from actionfuse.pipeline.datasets.contract import Dataset
 from actionfuse.pipeline.features import FeatureStore
 from actionfuse.pipeline.flow import FlowComputer, quantise
+from actionfuse.pipeline.protocols import Sampling
+from actionfuse.pipeline.samples import SegmentDataset
 from actionfuse.pipeline.spectrogram import PRESETS
 from actionfuse.pipeline.transforms import centre_crop
 
@@ -97,6 +102,31 @@ def test_streams_have_the_same_number_of_rows(folder: Path) -> None:
         assert len({len(features) for features in outputs.values()}) == 1
         starts = [features.start_seconds for name, features in outputs.items() if not name.endswith("audio")]
         np.testing.assert_array_equal(*starts)
+
+
+@pytest.mark.parametrize("stream", ["depth", "ir"])
+def test_grey_streams_are_cut_as_in_training(folder: Path, stream: str) -> None:
+    backbone = create_backbone("tsn:test_resnet", stream=stream)
+    options = dict(fps=10, clip_frames=2, clip_stride=2, side=48, crop=40)
+    ((_, outputs),) = extract_features(folder / "a.mp4", backbone=backbone, **options)
+    (found,) = outputs.values()
+
+    spec = StreamSpec(stream=stream, frames=2, fps=10, resize_side=48, crop=40)
+    whole = Dataset(
+        name="one",
+        split="all",
+        segments=tuple(
+            Segment(id=str(k), video="a.mp4", start_seconds=start, stop_seconds=start + 0.2, labels={})
+            for k, start in enumerate(found.start_seconds)
+        ),
+        classes={},
+        root=folder,
+        paths={stream: "{video}"},
+    )
+    samples = SegmentDataset(whole, [spec], sampling=Sampling(rule="strided"))
+    clips = np.stack([samples[k].streams[stream].numpy() for k in range(len(samples))])
+    assert clips.shape[1:] == (2, 40, 40, 1)
+    np.testing.assert_allclose(found.data, features_of(backbone, clips), rtol=0, atol=2e-2 * np.abs(found.data).max())
 
 
 def test_boxes(tmp_path: Path) -> None:
