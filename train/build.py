@@ -21,6 +21,7 @@ from ..pipeline.samples import SegmentDataset
 from ..pipeline.sampling import draw
 from .model import WEIGHTS, ActionModel, find_model
 from .recipe import Recipe, StreamRecipe, TaskRecipe
+from .rgbd import join_depth
 
 _SHARE = 7  # the part of the draw that chooses `data.share`
 
@@ -178,28 +179,26 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
             found.append(FeatureSpec(stream=stream, store=store, frames=clip.frames, fps=fps, key=each.key))
             continue
         spec = specs[stream]
-        if spec.stream == "rgbd":
-            raise ValueError(f"streams.{stream}: rgbd backbones cannot be trained from files yet; use rgb and depth")
         crop = clip.crop or spec.crop
-        kind: Any = spec.stream
+        kind: Any = "rgb" if spec.stream == "rgbd" else spec.stream
         if clip.colour_map is not None:
             if spec.stream != "rgb":
                 raise ValueError(f"streams.{stream}.clip.colour_map gives rgb, but the backbone eats {spec.stream}")
             kind = stream  # depth or ir, which StreamSpec checks
-        found.append(
-            StreamSpec(
-                stream=kind,
-                frames=clip.frames or spec.frames,
-                fps=spec.fps if clip.fps is None else fps,
-                resize_side=max(clip.side or spec.resize_side, crop),
-                crop=crop,
-                interpolation=spec.interpolation,
-                flow_stack=spec.flow_stack,
-                flow_method=clip.flow_method,
-                audio_preset=clip.audio_preset,
-                colour_map=clip.colour_map,
-            )
+        made = StreamSpec(
+            stream=kind,
+            frames=clip.frames or spec.frames,
+            fps=spec.fps if clip.fps is None else fps,
+            resize_side=max(clip.side or spec.resize_side, crop),
+            crop=crop,
+            interpolation=spec.interpolation,
+            flow_stack=spec.flow_stack,
+            flow_method=clip.flow_method,
+            audio_preset=clip.audio_preset,
+            colour_map=clip.colour_map,
         )
+        # files of their own, read at the same times and cut alike: samples join them (train/rgbd.py)
+        found += [made, replace(made, stream="depth")] if spec.stream == "rgbd" else [made]
     return found
 
 
@@ -209,13 +208,18 @@ def build_dataset(
     """Samples of a split as the model eats them."""
     places, augment = recipe.sampling, recipe.augment
     specs = stream_specs(recipe, model.input_specs)
+    joined = [stream for stream, spec in model.input_specs.items() if spec.stream == "rgbd"]
+    if joined and len({spec.stream for spec in specs}) < len(specs):
+        raise ValueError(
+            f"streams.{joined[0]} takes rgb and depth for its rgbd backbone: leave other streams of rgb or depth out"
+        )
     pixels = any(isinstance(spec, StreamSpec) and spec.stream != "audio" for spec in specs)
     augmentation = None
     if training and pixels:
         fields = asdict(augment)
         augmentation = Augmentation(**{k: v for k, v in fields.items() if k not in ("erasing", "mixup", "repeats")})
     crops: Any = 1 if training or not pixels else num_crops or places.test_crops
-    return SegmentDataset(
+    dataset = SegmentDataset(
         split,
         specs,
         task=task,
@@ -233,3 +237,4 @@ def build_dataset(
         instances=recipe.head.options.get("instances", 4) if model.head.needs_boxes else 0,
         decoder=recipe.data.decoder,
     )
+    return join_depth(dataset, joined[0]) if joined else dataset

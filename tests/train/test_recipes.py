@@ -14,7 +14,7 @@ from actionfuse.pipeline.datasets.contract import CARDS, options_of
 from actionfuse.train.build import build_dataset, build_model, init_from, load_split, make_task
 from actionfuse.train.engine import Trainer
 from actionfuse.train.log import read_metrics
-from actionfuse.train.model import save_model
+from actionfuse.train.model import load_model, save_model
 from actionfuse.train.recipe import list_recipes, load_recipe
 
 KITCHEN = [name for name in list_recipes() if name.startswith("kitchen_")]
@@ -102,6 +102,31 @@ def test_depth_and_infrared_painted_are_pictures(root):
     wrong = load_recipe("kitchen_mmixer", ["streams.depth.options={stream: depth}"])
     with pytest.raises(ValueError, match="colour_map gives rgb, but the backbone eats depth"):
         build_dataset(wrong, split, build_model(wrong, split.classes), make_task(wrong.task), training=True)
+
+
+def test_rgbd_backbones_train_from_files_of_rgb_and_depth(root, tmp_path):
+    """Omnivore's Swin on four channels."""
+    changes = [*tiny("kitchen_rgb"), f"data.root={root}", "streams.rgb.backbone=swin3d_t", "data.limit=2"]
+    changes += ["streams.rgb.options={stream: rgbd}", "streams.rgb.weights=random", "streams.rgb.clip.frames=2"]
+    recipe = load_recipe("kitchen_rgb", changes)
+    split = load_split(recipe, "train")
+    dataset = build_dataset(recipe, split, build_model(recipe, split.classes), make_task(recipe.task), training=True)
+    sample = dataset[0]
+    alone = [f"streams.{s}.clip.{k}" for s in ("rgb", "depth") for k in ("side=32", "crop=32", "frames=2")]
+    plain = load_recipe(
+        "kitchen_rgb",
+        [*changes[:-3], "streams.rgb.backbone=tsn:test_resnet", *alone, "streams.depth.backbone=tsn:test_resnet"],
+    )
+    own = build_dataset(plain, split, build_model(plain, split.classes), make_task(plain.task), training=True)[0]
+    assert sample.streams["rgb"].shape == (2, 32, 32, 4)
+    assert torch.equal(sample.streams["rgb"][..., :3], own.streams["rgb"].float())
+    torch.testing.assert_close(sample.streams["rgb"][..., 3:], own.streams["depth"].float() * (75 / 255))
+    results = Trainer(recipe, tmp_path, quiet=True).run()
+    assert not [row for row in read_metrics(tmp_path) if row["kind"] == "broken"]
+    assert load_model(tmp_path).input_specs["rgb"].channels == 4 and results
+    both = load_recipe("kitchen_rgb", [*changes, "streams.depth.backbone=tsn:test_resnet"])
+    with pytest.raises(ValueError, match="leave other streams of rgb or depth out"):
+        build_dataset(both, split, build_model(both, split.classes), make_task(both.task), training=True)
 
 
 def test_second_stages_train_new_classifiers_alone(tmp_path):
