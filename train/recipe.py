@@ -228,7 +228,8 @@ class Run:
     keep: checkpoints kept beside the best. monitor: metric that "best" means; higher is better.
     shard: weights, gradients and optimiser state are shared out over the processes (FSDP2) instead of copied (DDP).
     test_every: epochs. trackers: Accelerate's ("tensorboard", "wandb", ...), beside metrics.jsonl, which is always
-        written.
+        written. They get the recipe as a text, losses and learning rate by step, and results of tests; TensorBoard's
+        files lie in RUN/actionfuse.
     """
 
     epochs: int = 30
