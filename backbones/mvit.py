@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models import video as tv
@@ -25,6 +26,8 @@ from .first_layer import adapt_first_layer
 
 # 16 frames, every fourth of 30 a second.
 MVIT_SPEC = InputSpec(frames=16, fps=7.5, resize_side=256, crop=224, mean=(0.45,) * 3, std=(0.225,) * 3)
+
+PUBLISHED = "torchvision ('pretrained'), SlowFast"
 
 # Of the 16 blocks, those whose queries are pooled by 2 x 2; widths and heads; pooling of keys and values over space.
 _POOLED = (1, 3, 14)
@@ -82,6 +85,41 @@ def _is_torchvision(state: Mapping[str, Tensor]) -> bool:
 TORCHVISION = published(
     Layout(name="torchvision (mvit_v1_b, mvit_v2_s)", recognises=_is_torchvision, convert=_from_torchvision)
 )
+
+
+def _is_slowfast(state: Mapping[str, Tensor]) -> bool:
+    return "cls_token" in state and "patch_embed.proj.weight" in state and "blocks.0.attn.pool_k.weight" in state
+
+
+def _from_slowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Separate q, k and v are one matrix here; tables of positions lose their first dimension, which is 1."""
+    state = dict(state)
+    for key in [key for key in state if key.startswith("blocks.") and ".attn.q." in key]:
+        parts = [key.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        if all(part in state for part in parts):
+            state[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([state.pop(part) for part in parts])
+    block = r"(blocks\.\d+\.)"
+    named = rename(
+        state,
+        (r"patch_embed\.proj\.(.+)", r"conv_proj.\1"),
+        (r"cls_token", r"pos_encoding.class_token"),
+        (r"pos_embed_spatial", r"pos_encoding.spatial_pos"),
+        (r"pos_embed_temporal", r"pos_encoding.temporal_pos"),
+        (r"pos_embed_class", r"pos_encoding.class_pos"),
+        (block + r"attn\.pool_([qkv])\.(.+)", r"\1attn.pool_\2.pool.\3"),
+        (block + r"attn\.norm_([qkv])\.(.+)", r"\1attn.pool_\2.norm_act.0.\3"),
+        (block + r"attn\.proj\.(.+)", r"\1attn.project.0.\2"),
+        (block + r"mlp\.fc1\.(.+)", r"\1mlp.0.\2"),
+        (block + r"mlp\.fc2\.(.+)", r"\1mlp.3.\2"),
+        (block + r"proj\.(.+)", r"\1project.\2"),
+        (r"head\.projection\.(.+)", r"head.\1"),
+    )
+    whole = {key: x.flatten(0, -2) for key, x in named.items() if key.endswith(("spatial_pos", "temporal_pos"))}
+    single = {key: x.flatten() for key, x in named.items() if key.endswith(("class_token", "class_pos"))}
+    return named | whole | single
+
+
+SLOWFAST = published(Layout(name="facebookresearch/SlowFast (MViT)", recognises=_is_slowfast, convert=_from_slowfast))
 
 
 class MViT(Backbone):
@@ -201,13 +239,15 @@ def _build(
     backbone = MViT(
         network,
         spec=stream_spec(sized(MVIT_SPEC, frames, crop), stream),
-        layouts=(TORCHVISION,),
+        layouts=(TORCHVISION, SLOWFAST),
         num_classes=num_classes,
     )
     return load_torchvision(backbone, weights, best, num_classes=num_classes, layout=TORCHVISION)
 
 
-@register("mvit_v1_b", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from="torchvision ('pretrained')")
+@register(
+    "mvit_v1_b", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from="torchvision ('pretrained'), SlowFast"
+)
 def mvit_v1_b(
     *,
     stream: Stream = "rgb",
@@ -222,7 +262,9 @@ def mvit_v1_b(
     return _build(V1, best, stream, num_classes, weights, frames, crop, stochastic_depth)
 
 
-@register("mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from="torchvision ('pretrained')")
+@register(
+    "mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from="torchvision ('pretrained'), SlowFast"
+)
 def mvit_v2_s(
     *,
     stream: Stream = "rgb",

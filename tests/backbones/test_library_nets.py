@@ -256,3 +256,62 @@ def test_csn_of_152_layers_adds_what_its_weights_were_trained_with():
         for name, eps in (("csn_r101", 1e-5), ("csn_r152", 1e-3)):
             norms = [m for m in create_backbone(name).modules() if isinstance(m, nn.BatchNorm3d)]
             assert {norm.eps for norm in norms} == {eps}
+
+
+def mvit_name(key: str) -> str:
+    """Our key of an MViT in PySlowFast's words."""
+    if key.startswith("pos_encoding."):
+        return {
+            "class_token": "cls_token",
+            "spatial_pos": "pos_embed_spatial",
+            "temporal_pos": "pos_embed_temporal",
+            "class_pos": "pos_embed_class",
+        }[key.split(".")[1]]
+    first, *rest = key.split(".")
+    if first == "head":
+        return f"head.projection.{rest[-1]}"
+    if first == "conv_proj":
+        return f"patch_embed.proj.{rest[-1]}"
+    if first != "blocks" or rest[1].startswith("norm"):
+        return key
+    block, leaf = f"blocks.{rest[0]}", rest[-1]
+    if rest[1] == "project":
+        return f"{block}.proj.{leaf}"
+    if rest[1] == "mlp":
+        return f"{block}.mlp.fc{1 if rest[2] == '0' else 2}.{leaf}"
+    if rest[2] == "project":
+        return f"{block}.attn.proj.{leaf}"
+    if rest[2].startswith("pool_"):
+        return f"{block}.attn.{rest[2] if rest[3] == 'pool' else rest[2].replace('pool', 'norm')}.{leaf}"
+    return key  # qkv and tables of relative positions
+
+
+@pytest.mark.parametrize("name, apart", [("mvit_v1_b", False), ("mvit_v1_b", True), ("mvit_v2_s", False)])
+def test_mvit_of_slowfast(tmp_path, name, apart):
+    small = {"frames": 4, "crop": 64}
+    with torch.device("meta"):
+        source = create_backbone(name, num_classes=5, **small).to_empty(device="cpu")
+    with torch.no_grad():
+        for number, weight in enumerate(source.parameters()):
+            weight.copy_((torch.arange(weight.numel()) + number).view(weight.shape))
+    state = {}
+    for key, tensor in source.state_dict().items():
+        theirs = mvit_name(key)
+        tensor = tensor[None] if theirs.startswith("pos_embed") else tensor
+        tensor = tensor[None, None] if theirs == "cls_token" else tensor
+        tensor = tensor[None] if theirs == "pos_embed_class" else tensor
+        if apart and ".attn.qkv." in theirs:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                state[theirs.replace("qkv", part)] = third
+        else:
+            state[theirs] = tensor
+    assert not set(state) & {"conv_proj.weight", "head.weight"}
+    torch.save({"epoch": 200, "model_state": state, "cfg": "TRAIN: ..."}, tmp_path / "k400.pyth")
+    loaded = create_backbone(name, weights=tmp_path / "k400.pyth", **small)
+    assert loaded.num_classes == 5 and loaded.input_spec.mean == (0.45,) * 3
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    del state["blocks.3.norm1.weight"]
+    torch.save({"model_state": state}, tmp_path / "k400.pyth")
+    with pytest.raises(ValueError, match=r"1 missing: blocks\.3\.norm1\.weight"):
+        create_backbone(name, weights=tmp_path / "k400.pyth", **small)
