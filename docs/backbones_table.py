@@ -31,7 +31,7 @@ SOURCES = (
     ("mc3_18", "torchvision", "BSD", UNKNOWN),
     ("r2plus1d_18", "torchvision", "BSD", UNKNOWN),
     ("s3d", "torchvision", "BSD", UNKNOWN),
-    ("mvit_*", "torchvision", "BSD", UNKNOWN),
+    ("mvit_*", "torchvision; facebookresearch/SlowFast", "BSD; unknown", UNKNOWN),
     ("slow*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
     ("c2d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
     ("csn*", "facebookresearch/pytorchvideo", "Apache-2.0", UNKNOWN),
@@ -66,6 +66,11 @@ slow_fusion. Spectrogram, depth and infrared trunks are any name above with that
 SlowFast takes one clip and makes its two pathways itself (`alpha`); its map is both pathways' maps, the fast one
 averaged over time to the slow one's steps. Networks whose published head ends in a softmax (C3D, R(2+1)D-50, X3D) give
 logits.
+
+`actionfuse extract --top 5 --labels FILE` names the likeliest classes of a classifier that came with the weights. FILE
+is text, one name a line; json, a list, {{name: number}} as Kinetics and Something-Something have it, or
+{{number: name}}; or csv, such as EPIC-KITCHENS' verb and noun classes and RULSTM's actions. Numbers count from 0, each
+once.
 """
 
 
