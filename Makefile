@@ -11,7 +11,7 @@ AREAS := pipeline backbones fusion extract train
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-cluster demo lint format dev links clean check-python
+.PHONY: help test test-cluster demo demo-training locks lint format dev links clean check-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -30,6 +30,12 @@ test-cluster: $(VENV)/.installed-dev,cluster  ## containers, Slurm, Kubernetes m
 
 demo: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
 	$(BIN)/actionfuse demo --out $(DEMO_OUT)
+
+demo-training: $(VENV)/.installed-demo  ## train and compare fusion heads on a small synthetic kitchen
+	$(BIN)/actionfuse demo-training --out $(DEMO_OUT)/training
+
+locks: check-python  ## the images' requirements again, by version and hash: Linux, x86-64, Python 3.11
+	$(PYTHON) docker/lock.py
 
 lint: $(VENV)/.installed-dev links  ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

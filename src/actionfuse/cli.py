@@ -32,6 +32,7 @@ COMMANDS = {
     "report": ("actionfuse.train.report", "one html page of a run: curves, classes, clips, what it looks at"),
     "models": ("actionfuse.train.catalog", "backbones and fusion heads: input, parameters, GFLOPs, options, paper"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
+    "demo-training": ("actionfuse.train.demo", "train and compare fusion heads on the synthetic kitchen"),
 }
 
 # What the caller named is not there, or is of the wrong kind: a wrong call, like a ValueError.
