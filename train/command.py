@@ -11,12 +11,14 @@ RUN/checkpoints/     the last few, from which a run goes on to the same bits
 RUN/recipe.yaml      every field, as it was used
 
 Exit codes: 0 trained to the end, 1 stopped by an error that is told, 2 wrong call, 75 asked to stop (SIGTERM, Ctrl-C)
-and saved: start the same call again.
+and saved: start the same call again. Launchers such as torchrun exit with codes of their own: RUN/preempted is there
+exactly where the last call ended with 75.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", help="name of a recipe, or path of a .yaml file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields of the recipe to change")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/ and the recipe's name)")
-    parser.add_argument("--processes", type=int, help="refuse to train in any other number of processes")
+    parser.add_argument(
+        "--processes", metavar="N|MIN:MAX", help="refuse to train in any other number of processes; a range if elastic"
+    )
     parser.add_argument("--list", action="store_true", help="list the recipes and what they reproduce")
     parser.add_argument("--show", action="store_true", help="print the recipe with every field, and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress, only errors")
@@ -46,11 +50,19 @@ def main(args: argparse.Namespace) -> int:
         print(dump_recipe(recipe), end="")
         return 0
     from .engine import PREEMPTED, NotFinite, Preempted, Trainer
+    from .world import parse_processes
 
-    trainer = Trainer(recipe, args.out or Path("runs") / recipe.name, processes=args.processes, quiet=args.quiet)
+    processes = None if args.processes is None else parse_processes(args.processes)
+    out = args.out or Path("runs") / recipe.name
+    marker = out / "preempted"
+    if os.environ.get("RANK", "0") == "0":
+        marker.unlink(missing_ok=True)  # before anything can fail, or a broken call would be taken for a saved one
+    trainer = Trainer(recipe, out, processes=processes, quiet=args.quiet)
     try:
         trainer.run()
     except Preempted:
+        if trainer.rank == 0:
+            marker.touch()
         print(f"stopped and saved at step {trainer.progress.step}; the same call goes on from there", file=sys.stderr)
         return PREEMPTED
     except NotFinite as error:

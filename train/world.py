@@ -5,16 +5,62 @@ from __future__ import annotations
 import os
 
 
-def check_world(processes: int, asked: int | None, what: str = "training", program: str = "actionfuse.train") -> None:
+def parse_processes(text: str) -> tuple[int, int]:
+    """`8` -> (8, 8); `2:8` -> (2, 8): from 2 to 8, as an elastic launcher may start.
+
+    Raises: ValueError.
+    """
+    low, colon, high = text.partition(":")
+    try:
+        found = int(low), int(high if colon else low)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise ValueError(f"the number of processes is {text!r}; give one, such as 8, or a range, such as 2:8")
+    return found
+
+
+def check_world(
+    processes: int,
+    asked: int | tuple[int, int] | None,
+    what: str = "training",
+    program: str = "actionfuse.train",
+) -> str | None:
     """Refuse to do alone what was meant for many: `accelerate launch --cpu --num_processes 2` starts one process.
 
-    Raises: ValueError where the number of processes is not what --processes or the launcher's variables say.
+    asked: a number, or the least and the most of an elastic job. Returns what to say about it: which size of the range
+    this is. Raises: ValueError where the number of processes is not what --processes or the launcher's variables say.
     """
-    wishes = {"--processes": asked, "WORLD_SIZE": os.environ.get("WORLD_SIZE")}
-    wishes["SLURM_NTASKS"] = os.environ.get("SLURM_NTASKS") if "SLURM_PROCID" in os.environ else None
+    low, high = asked if isinstance(asked, tuple) else (asked, asked)
+    if low is not None and high is not None and low < high:
+        if not low <= processes <= high:
+            raise ValueError(f"--processes allows {low} to {high} processes, but {what} runs in {processes}")
+        low = None
+    wishes = {"--processes": low, "WORLD_SIZE": os.environ.get("WORLD_SIZE")}
+    # Under torchrun Slurm starts one task a node, and WORLD_SIZE is torchrun's own.
+    if "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        wishes["SLURM_NTASKS"] = os.environ.get("SLURM_NTASKS")
     for name, wish in wishes.items():
         if wish is not None and int(wish) != processes:
             raise ValueError(
                 f"{name} asks for {wish} processes, but {what} runs in {processes}; start it with torchrun "
                 f"--nproc-per-node {wish} -m {program} ... (accelerate launch starts one process on a CPU)"
             )
+    if isinstance(asked, tuple) and asked[0] < asked[1]:
+        return f"{processes} processes, of {asked[0]} to {asked[1]} that --processes allows"
+    return None
+
+
+def check_batch(batch: int, asked: int | tuple[int, int] | None) -> None:
+    """Refuse at the start what would fail when the world changes: a batch that some world of the range cannot share.
+
+    Raises: ValueError.
+    """
+    if isinstance(asked, tuple):
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        for processes in range(asked[0], asked[1] + 1):
+            if processes % local == 0 and batch % processes:
+                raise ValueError(
+                    f"optim.batch is {batch}, which {processes} processes cannot share evenly, and --processes "
+                    f"{asked[0]}:{asked[1]} allows that many; take a batch that all of them divide"
+                )
