@@ -23,6 +23,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..pipeline.inputs import find_videos
+from ..pipeline.remote import is_url
 from ..pipeline.video import DECODERS
 from .memory import keep_freed_memory
 
@@ -30,7 +31,7 @@ from .memory import keep_freed_memory
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `actionfuse extract`."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="videos: files, folders, .txt lists, .csv segments")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the feature stores")
+    parser.add_argument("--out", type=_place, required=True, metavar="DIR", help="folder of the feature stores")
     parser.add_argument(
         "--root", metavar="DIR", help="outputs are named relative to it (default: folder common to all inputs)"
     )
@@ -154,6 +155,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--processes", type=int, default=1, metavar="N", help="extracting processes, one per GPU (default: %(default)s)"
     )
+    run.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where it runs (default: %(default)s, this machine)"
+    )
+    run.add_argument(
+        "--shard-videos", type=int, default=256, metavar="N", help="ray, URLs: videos per shard (default: %(default)s)"
+    )
+    run.add_argument("--ray-address", metavar="ADDRESS", help="ray: the cluster (default: RAY_ADDRESS, else a new one)")
+    run.add_argument("--models", type=int, metavar="N", help="ray: actors that run models (default: one per GPU, else 1)")
+    run.add_argument(
+        "--decoders", type=int, metavar="N", help="ray: decode actors, all together (default: the other CPUs)"
+    )
     run.add_argument("--overwrite", action="store_true", help="throw away outputs that other options made")
     run.add_argument("--dry-run", action="store_true", help="print how many rows each video will give, and stop")
     run.add_argument("--quiet", action="store_true", help="no progress")
@@ -167,6 +179,8 @@ def main(args: argparse.Namespace) -> int:
         near = get_close_matches(args.decoder, DECODERS, n=1)
         raise ValueError(f"--decoder is {args.decoder!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
                          f"there are {', '.join(DECODERS)}")  # fmt: skip
+    if args.engine == "ray" or is_url(args.out):
+        return _in_shards(args)
     fps = parse_fps(args.fps)
     videos = find_videos(args.paths, args.root)
     if not videos:
@@ -186,6 +200,34 @@ def main(args: argparse.Namespace) -> int:
         job.open_stores()  # a wrong recipe is told once, and --overwrite happens once
         return _launch(args.words, args.processes)
     return job.run()
+
+
+def _in_shards(args: argparse.Namespace) -> int:
+    """Plan, run and verify in one: to stores behind URLs, or over a Ray cluster."""
+    if args.overwrite or args.dry_run or args.processes > 1:
+        raise ValueError(
+            "--overwrite, --dry-run and --processes are for a folder on this machine: remove outputs of other options "
+            "yourself, and start `actionfuse shards run` as often as there are processes"
+        )
+    parse_fps(args.fps)
+    from . import shard_run, shards_command
+
+    if args.engine == "ray":
+        from .ray_engine import connect
+
+        connect(args)  # a cluster that is too small is told before inputs are listed
+    objects, plan = shard_run.make_plan(args, None, shard_videos=args.shard_videos)
+    if args.engine == "ray":
+        from .ray_engine import run_on_ray
+
+        code = run_on_ray(objects, plan, args)
+    else:
+        code = shard_run.run_shards(objects, plan, plan.shards, args)
+    return code if code > 1 else shards_command.report(*shard_run.verify(objects))
+
+
+def _place(text: str) -> Path | str:
+    return text if is_url(text) else Path(text)
 
 
 def parse_fps(text: str | None) -> float | str | None:

@@ -19,6 +19,7 @@ import numpy as np
 from ..pipeline import Frames, VideoError, VideoReader, open_video
 from ..pipeline.audio import SpectrogramStream, sound_seconds
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
+from ..pipeline.remote import is_url
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
 from ..pipeline.video import Size, scaled_size
@@ -80,7 +81,7 @@ def open_task(task: Task) -> VideoReader:
 
 def sound_span(task: Task) -> Span | None:
     """The span of a file that has sound and no pictures; None for all others."""
-    if not os.path.isfile(task.path):
+    if not is_url(task.path) and not os.path.isfile(task.path):
         return None
     seconds = sound_seconds(task.path)
     return None if seconds is None else Span.within(0.0, seconds, task.start_seconds, task.stop_seconds)

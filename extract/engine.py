@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,7 @@ class Engine:
         decoder: str = "auto",
         frame_fps: float = 30.0,
         boxes: dict[str, BoxTracks] | None = None,
+        make_pool: Callable[..., Any] | None = None,
     ) -> None:
         self._videos = iter(videos)
         self._runners, self._sink = runners, sink
@@ -116,6 +118,7 @@ class Engine:
             raise ValueError(f"timeout is {timeout_seconds}; it must be a positive number of seconds")
         self._timeout_seconds, self._decoder, self._boxes = timeout_seconds, decoder, boxes or {}
         self._frame_fps = frame_fps
+        self._make_pool = make_pool or Pool
         self._most_open = max(workers + 1, _most_open_videos(len(runners)))
         self._filling: dict[int, _FillingBatch] = {}
         self._spare: dict[int, queue.SimpleQueue[np.ndarray]] = {i: queue.SimpleQueue() for i in range(len(runners))}
@@ -139,7 +142,7 @@ class Engine:
         ]
         writer = threading.Thread(target=self._guard(self._write), daemon=True)
         open_videos: dict[str, VideoInput] = {}
-        with Pool(self._plans, self._workers, self._timeout_seconds) as pool:
+        with self._make_pool(self._plans, self._workers, self._timeout_seconds) as pool:
             for thread in (*threads, writer):
                 thread.start()
             try:

@@ -8,9 +8,10 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
 from types import FrameType
@@ -85,6 +86,7 @@ class Job:
         self._labels = _labels(args, self._runners)
         self._paths = {video.key: video.path for video in videos}
         self._engine: Engine | None = None
+        self._make_pool: Callable[..., Any] | None = None
         self._signals: list[int] = []
         self._prints = True
 
@@ -132,10 +134,14 @@ class Job:
                     )
         return 1 if broken else 0
 
+    def place(self) -> tuple[int, int]:
+        """(rank of this process, how many there are) among those that share the videos."""
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
     def run(self) -> int:
         """Extract this process's share, then help with the others'."""
         args = self._args
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = self.place()
         _allow_open_files()
         sink = self.open_stores()
         failures = FailureList(args.out)
@@ -143,7 +149,7 @@ class Job:
         quiet = args.quiet or (rank > 0 and not sys.stderr.isatty())
         report = Report(len(self._videos), label=label, quiet=quiet)
         stage_seconds: dict[str, float] = {}
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = self._catch((signal.SIGINT, signal.SIGTERM))
         try:
             own, others = _shares(self._videos, rank, world)
             work: Iterable[VideoInput] = chain(own, _not_failed(others, failures, report))
@@ -172,6 +178,11 @@ class Job:
                 file=sys.stderr,
             )
         return 1 if broken else 0
+
+    def _catch(self, numbers: tuple[int, ...]) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}  # whoever runs this in a thread stops it otherwise
+        return {number: signal.signal(number, self._stop) for number in numbers}
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -212,6 +223,7 @@ class Job:
             decoder=args.decoder,
             frame_fps=args.frame_fps,
             boxes=self._boxes,
+            make_pool=self._make_pool,
         )
         if self._signals:  # came before there was an engine to stop
             return []

@@ -315,6 +315,12 @@ class FeatureStore:
         shape = tuple(int(n) for n in row_shape)
         return FeatureWriter(self.folder, self._files, key, row_shape=shape, dtype=self.dtype, recipe=recipe)
 
+    def output_path(self, key: str) -> Path:
+        """The file that makes the output of `key` complete, whether it is there or not. Not of LMDBs."""
+        if isinstance(self._files, LmdbFormat):
+            raise ValueError(f"{self.folder} is an LMDB: its outputs are no files of their own")
+        return self._files.path(check_key(key))
+
     def remove(self, key: str) -> None:
         """Remove the output of `key`, if there is one."""
         self._recipe_to_write()

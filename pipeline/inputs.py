@@ -7,6 +7,7 @@ never collide.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .decoders.frame_files import is_frame_pattern, leads_to_folder, names_a_frame_folder
+from .remote import RangeFile, is_remote_folder, is_url, list_remote, remote_file
 
 # What a walk over a folder picks up (tar: of frames); a file that is named itself is taken whatever it is called.
 VIDEO_EXTENSIONS = frozenset(
@@ -48,7 +50,7 @@ class InputScan:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    path: str  # absolute
+    path: str  # absolute, or a URL
     start_seconds: float | None = None
     stop_seconds: float | None = None
     id: str | None = None
@@ -64,6 +66,8 @@ def find_videos(paths: str | Path | Iterable[str | Path], root: str | Path | Non
         - a list `*.txt`: one path a line, relative to the list's folder; lines that begin with # are comments;
         - a table `*.csv` with a header that has path, start_seconds, stop_seconds and perhaps id (others are ignored):
           one segment a row, paths as in a list; an empty start or stop is the video's own, both empty the whole video.
+    Any of these may be URLs (s3://bucket/videos, https://host/x.mp4), and lists may hold URLs; those of frame folders
+    cannot be read. See `pipeline.remote`.
     root: keys are relative to it; default: the one folder that was given, or the deepest one that holds all inputs.
         Give it where outputs of several calls share a folder, so that a video's key is the same in each.
 
@@ -86,18 +90,25 @@ def scan_inputs(paths: str | Path | Iterable[str | Path], root: str | Path | Non
     anchors: set[str] = set()  # folders that hold the inputs: what the default root is made of
     for path in given:
         extension = os.path.splitext(path)[1].lower()
-        if not os.path.lexists(path) and not is_frame_pattern(path):
+        if is_url(path) and extension not in (".txt", ".csv"):
+            found.extend(_expand_url(_Found(path.rstrip("/")), skipped, anchors))
+            continue
+        if not is_url(path) and not os.path.lexists(path) and not is_frame_pattern(path):
             raise ValueError(f"{path!r} does not exist; inputs are video files, folders, .txt lists and .csv segments")
         if extension in (".txt", ".csv") and not os.path.isdir(path):
             for row in _read_list(path) if extension == ".txt" else _read_segments(path):
                 # No look at the file system for a name that says it is a video: lists may be long.
+                if is_url(row.path):
+                    anchors.add(row.path.rsplit("/", 1)[0])
+                    found.append(row)
+                    continue
                 named = os.path.splitext(row.path)[1].lower() in VIDEO_EXTENSIONS
                 found.extend(_expand(row, not named and os.path.isdir(row.path), skipped, anchors))
         else:
             path = os.path.abspath(path)
             found.extend(_expand(_Found(path), os.path.isdir(path), skipped, anchors))
     found = list(dict.fromkeys(found))
-    base = os.path.abspath(root) if root is not None else os.path.commonpath(anchors) if anchors else ""
+    base = _base(root, anchors)
     by_key: dict[str, _Found] = {}
     for item in found:
         key = _key(item, base)
@@ -146,6 +157,40 @@ def _expand(item: _Found, is_folder: bool, skipped: Counter[str], anchors: set[s
         yield item
 
 
+def _expand_url(item: _Found, skipped: Counter[str], anchors: set[str]) -> Iterator[_Found]:
+    try:
+        if not is_remote_folder(item.path):
+            remote_file(item.path)
+            anchors.add(item.path.rsplit("/", 1)[0])
+            yield item
+            return
+    except FileNotFoundError as error:
+        raise ValueError(f"{item.path!r} does not exist; inputs are video files, folders and lists") from error
+    anchors.add(item.path)
+    for file in list_remote(item.path):
+        extension = os.path.splitext(file.url)[1].lower()
+        if extension in VIDEO_EXTENSIONS and extension != ".tar":
+            yield replace(item, path=file.url)
+        else:
+            skipped[extension] += 1
+
+
+def _base(root: str | Path | None, anchors: set[str]) -> str:
+    """The folder or URL that keys are relative to."""
+    if root is not None:
+        return os.fspath(root).rstrip("/") if is_url(root) else os.path.abspath(root)
+    remote = [anchor for anchor in anchors if is_url(anchor)]
+    if not remote:
+        return os.path.commonpath(anchors) if anchors else ""
+    parts = [anchor.split("/") for anchor in anchors]
+    common = os.path.commonprefix(parts)  # of lists: whole parts only
+    if len(remote) < len(anchors) or len(common) < 3:
+        raise ValueError(
+            "the inputs lie in different stores and have no common root: give each store a call of its own"
+        )
+    return "/".join(common)
+
+
 def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
     """Video files and folders of frames under `top`, real folders before linked ones, each folder once."""
     seen: set[tuple[int, int]] = set()
@@ -185,18 +230,34 @@ def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
             return
 
 
+def _folder_of(path: str) -> str:
+    return path.rsplit("/", 1)[0] if is_url(path) else os.path.dirname(os.path.abspath(path))
+
+
+def beside(folder: str, name: str) -> str:
+    """What a list in `folder` means by `name`: a URL stays, a path is relative to the list."""
+    if is_url(name):
+        return name
+    if is_url(folder):
+        return f"{folder}/{name.removeprefix('./')}"
+    return os.path.normpath(os.path.join(folder, name))
+
+
 def _read_list(path: str) -> Iterator[_Found]:
-    folder = os.path.dirname(os.path.abspath(path))
-    with open(path, "rb") as file:
+    folder = _folder_of(path)
+    with RangeFile(path) if is_url(path) else open(path, "rb") as file:
         for line in file:
             name = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf").strip())
             if name and not name.startswith("#"):
-                yield _Found(os.path.normpath(os.path.join(folder, name)))
+                yield _Found(beside(folder, name))
 
 
 def _read_segments(path: str) -> Iterator[_Found]:
-    folder = os.path.dirname(os.path.abspath(path))
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    folder = _folder_of(path)
+    with (
+        RangeFile(path) if is_url(path) else open(path, "rb") as raw,
+        io.TextIOWrapper(io.BufferedReader(raw), "utf-8-sig", "surrogateescape", newline="") as file,  # pyright: ignore[reportArgumentType]
+    ):
         rows = csv.DictReader(file, skipinitialspace=True)
         missing = [name for name in ("path", "start_seconds", "stop_seconds") if name not in (rows.fieldnames or ())]
         if missing:
@@ -220,7 +281,7 @@ def _read_segments(path: str) -> Iterator[_Found]:
                 )
             if name is None and (start is not None or stop is not None):
                 name = f"{'start' if start is None else f'{start:.3f}'}-{'stop' if stop is None else f'{stop:.3f}'}"
-            yield _Found(os.path.normpath(os.path.join(folder, row["path"].strip())), start, stop, name)
+            yield _Found(beside(folder, row["path"].strip()), start, stop, name)
 
 
 def _seconds(text: str | None, where: str) -> float | None:

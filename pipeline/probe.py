@@ -24,6 +24,7 @@ from av.error import FFmpegError
 from .decoders._container import demux, open_container, video_streams
 from .guard import Lost, beat, guarded_map
 from .inputs import VideoInput, scan_inputs
+from .remote import is_url, remote_file
 from .video import VideoError, VideoInfo, VideoReader, open_video
 
 _GOP_PACKETS = 1000  # enough for a median where a container has no index
@@ -77,7 +78,8 @@ def probe(path: str | Path, *, deep: bool = False, frame_fps: float = 30.0) -> P
     path: a file, a folder of frames or a tar of frames. deep: decode all of it. frame_fps: rate of frames' numbers.
     Runs in this process: `guarded_map(probe, paths)` survives files that hang or crash a decoder.
     """
-    return _probe(VideoInput(os.path.abspath(path), os.path.basename(path)), deep=deep, frame_fps=frame_fps)
+    where = os.fspath(path) if is_url(path) else os.path.abspath(path)
+    return _probe(VideoInput(where, os.path.basename(path)), deep=deep, frame_fps=frame_fps)
 
 
 def probe_many(
@@ -102,6 +104,8 @@ def _probe(video: VideoInput, *, deep: bool, frame_fps: float) -> ProbeRow:
     try:
         with open_video(path, frame_fps=frame_fps) as reader:
             beat()
+            if is_url(path):
+                facts["file_bytes"] = remote_file(path).bytes
             facts |= _facts(reader.info) | _key_frames_and_sound(reader.info)
             if deep:
                 facts["decoded_frames"], damage = _decode_all(reader)
@@ -109,7 +113,7 @@ def _probe(video: VideoInput, *, deep: bool, frame_fps: float) -> ProbeRow:
                 reader.frames_at([reader.info.start_seconds], outside="clamp")
                 damage = reader.damage
             facts |= {"decoder": reader.decoder, "decoder_reason": reader.decoder_reason or None}
-    except VideoError as reason:
+    except (VideoError, OSError) as reason:
         error = _without_path(str(reason), path)
     except Exception as fault:  # costs its row and not the run, and says what it is
         error = f"unexpected {type(fault).__name__}: {fault}; this is a fault of the program"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 
+from ..remote import is_url
 from ..video import DECODERS, VideoReader
 from .frame_files import is_frame_pattern
 
@@ -25,6 +26,12 @@ def open_with(path: str, decoder: str = "auto", *, threads: int = 0, frame_fps: 
         raise ValueError(f"no decoder is named {decoder!r}; {hint}")
     if threads < 0:
         raise ValueError(f"threads is {threads}; it must be positive, or 0 for one per core")
+    if is_url(path):
+        if decoder not in ("auto", "pyav"):
+            raise ValueError(f"decoder {decoder!r} reads files on this machine only; {path} is read by 'pyav' ('auto')")
+        from .pyav import PyAVReader
+
+        return PyAVReader(path, threads=threads)
     pattern = is_frame_pattern(path) and not os.path.exists(path)
     frames = pattern or os.path.isdir(path) or path.lower().endswith(".tar")
     if decoder == "frame_folder" or (decoder == "auto" and frames):

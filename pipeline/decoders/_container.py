@@ -24,8 +24,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..guard import beat
+from ..remote import RangeFile, is_url
 from ..video import VideoError, VideoInfo
-from ._cut_off import missing_bytes
+from ._cut_off import file_bytes, missing_bytes
 
 # A time stamp rounded to the container's ticks may lie up to half a tick after the time that it stands for.
 MAX_SLACK_SECONDS = 0.0005
@@ -47,7 +48,9 @@ def reason(error: BaseException) -> str:
 
 
 def open_container(path: str) -> InputContainer:
-    """Open with FFmpeg; VideoError with the reason where that fails."""
+    """Open with FFmpeg; VideoError with the reason where that fails. Of a URL only what is needed is fetched."""
+    if is_url(path):
+        return _open_remote(path)
     try:
         status = os.stat(path)
     except OSError as error:
@@ -60,6 +63,20 @@ def open_container(path: str) -> InputContainer:
         return av.open(path, **LENIENT)
     except (FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video: {reason(error)}") from error
+
+
+def _open_remote(url: str) -> InputContainer:
+    try:
+        file = RangeFile(url)
+        if file.size == 0:
+            raise VideoError(f"{url}: the file is empty (0 bytes)")
+        return av.open(file, **LENIENT)
+    except FileNotFoundError as error:
+        raise VideoError(f"{url}: no such file") from error
+    except IsADirectoryError as error:
+        raise VideoError(f"{url}: no regular file (a folder)") from error
+    except (FFmpegError, OSError) as error:
+        raise VideoError(f"{url}: not a readable video: {reason(error)}") from error
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
@@ -287,7 +304,7 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
 def _survey_index(path: str, container: InputContainer, stream: VideoStream) -> _Survey:
     """From the index of mp4 and mov, which gives decoding times, and from the first and last packets."""
     entries = [(e.timestamp, e.is_keyframe, e.is_discard, e.pos + e.size) for e in stream.index_entries]
-    size = os.path.getsize(path)
+    size = file_bytes(path)
     there = np.array([entry[3] <= size for entry in entries], bool)
     missing = int((~there).sum())
     damage = (f"the file is cut off: {missing} of {len(there)} frames are missing at its end",) if missing else ()

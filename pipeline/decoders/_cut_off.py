@@ -9,14 +9,21 @@ from __future__ import annotations
 import os
 import struct
 
+from ..remote import RangeFile, is_url, remote_file
+
 _MATROSKA, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _MAX_BOXES = 1_000_000  # fragments of a day-long recording; a file of nothing but empty boxes ends here
 
 
+def file_bytes(path: str) -> int:
+    """The size of a file, or of what is behind a URL."""
+    return remote_file(path).bytes if is_url(path) else os.path.getsize(path)
+
+
 def missing_bytes(path: str) -> int:
     """How many bytes are missing at the file's end, at least; 0 where nothing is missing or the format does not say."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
+    size = file_bytes(path)
+    with RangeFile(path) if is_url(path) else open(path, "rb") as file:
         head = file.read(16)
         if head[:4] == _MATROSKA:
             promised = _matroska_size(head + file.read(4096))

@@ -1,0 +1,243 @@
+"""`actionfuse extract --engine ray`: decode actors on the CPUs of a cluster feed model actors on its GPUs.
+
+    driver --shards--> model actors (the extraction loop of `engine`) <--clips-- decode actors (on any node)
+
+A model actor is the local engine with its decode processes on other machines: the same batches, so the same bytes.
+Clips come as a stream of objects of which few are under way per decode actor; where the model is slower, decoders wait.
+Videos that cannot be read are rows of the manifest. An actor or node that dies costs what it had in hand: a decode
+actor's video is decoded again, a model actor's shard is run again (what it published stays), and a driver that dies is
+started again by the same call. Each decode actor has its own decode process, so that a decoder that hangs is cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..pipeline.types import BoxTracks
+from .decode import Outcome
+from .objects import Objects, open_objects
+from .plan import ClipPlan, Task
+from .shards import Shard, ShardPlan, is_done, read_plan
+from .workers import Clips, Lost, Pool
+
+CLIPS_UNDER_WAY = 4  # objects per decode actor that wait for the model actor
+SHARD_ATTEMPTS = 5
+DECODER_CPUS = 1.0
+MODEL_CPUS = 1.0
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("--engine ray needs ray: pip install 'actionfuse[ray]'") from error
+    return ray
+
+
+def connect(args: argparse.Namespace) -> None:
+    """Join the cluster and check that it has room. Raises: ValueError where it has not: Ray would wait for ever."""
+    ray = _ray()
+    if not ray.is_initialized():
+        address = args.ray_address or os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
+    sizes(args, ray.cluster_resources())
+
+
+def sizes(args: argparse.Namespace, resources: dict[str, float]) -> tuple[int, int, float]:
+    """(model actors, decode actors of each, GPUs of a model actor) for a cluster with these resources.
+
+    Raises: ValueError where they do not fit.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    on_gpu = args.device.startswith("cuda") or (args.device == "auto" and gpus >= 1)
+    models = args.models if args.models is not None else max(1, int(gpus)) if on_gpu else 1
+    if models < 1 or (args.decoders is not None and args.decoders < 1):
+        raise ValueError(f"--models is {args.models} and --decoders {args.decoders}; each must be at least 1")
+    if on_gpu and gpus < models:
+        raise ValueError(
+            f"{models} model actors need as many GPUs, the cluster has {gpus:g}; lower --models, or give --device cpu"
+        )
+    room = int((cpus - models * MODEL_CPUS) / DECODER_CPUS)
+    wanted = args.decoders if args.decoders is not None else room
+    if wanted < models or wanted > room:
+        raise ValueError(
+            f"the cluster has {cpus:g} CPUs: {models} model actors take {models * MODEL_CPUS:g} and leave room for "
+            f"{max(0, room)} decode actors, but there must be {max(models, wanted)} (one for each model at least); "
+            "they would wait for CPUs for ever: add nodes, or lower --models or --decoders"
+        )
+    return models, wanted // models, 1.0 if on_gpu else 0.0
+
+
+class _Decoder:
+    """A decode actor: one decode process, whose clips are sent on."""
+
+    def __init__(self, plans: tuple[ClipPlan, ...], timeout_seconds: float) -> None:
+        self._pool = Pool(plans, 1, timeout_seconds)
+
+    def decode(self, task: Task, boxes: BoxTracks | None) -> Iterator[Any]:
+        """What a pool's `events` give of this task, with clips as arrays of their own."""
+        self._pool.submit(0, task, boxes)
+        while True:
+            for event in self._pool.events(timeout_seconds=0.5):
+                if isinstance(event, Clips):
+                    data = event.data.copy()
+                    self._pool.free(event)
+                    event.data = data
+                yield event
+                if isinstance(event, (Outcome, Lost)):
+                    return
+
+
+@dataclass
+class _Remote:
+    actor: Any
+    task: Task | None = None
+    boxes: BoxTracks | None = None
+    stream: Any = None
+
+
+class RayPool:
+    """`workers.Pool` over decode actors."""
+
+    def __init__(self, plans: tuple[ClipPlan, ...], workers: int, timeout_seconds: float, *, decoders: int) -> None:
+        self._ray = _ray()
+        self._plans, self._timeout_seconds = plans, timeout_seconds
+        self._remotes = [_Remote(self._start()) for _ in range(min(decoders, max(1, decoders)))]
+
+    def _start(self) -> Any:
+        kind = self._ray.remote(num_cpus=DECODER_CPUS, max_restarts=0, scheduling_strategy="SPREAD")(_Decoder)
+        return kind.remote(self._plans, self._timeout_seconds)
+
+    def idle(self) -> int | None:
+        return next((number for number, remote in enumerate(self._remotes) if remote.task is None), None)
+
+    @property
+    def busy(self) -> bool:
+        return any(remote.task is not None for remote in self._remotes)
+
+    def submit(self, number: int, task: Task, boxes: BoxTracks | None = None) -> None:
+        remote = self._remotes[number]
+        remote.task, remote.boxes = task, boxes
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": CLIPS_UNDER_WAY}
+        remote.stream = remote.actor.decode.options(**options).remote(task, boxes)
+
+    def free(self, clips: Clips) -> None:
+        return None  # an object goes when nobody refers to it
+
+    def events(self, timeout_seconds: float) -> Iterator[Any]:
+        streams = {remote.stream: number for number, remote in enumerate(self._remotes) if remote.task is not None}
+        if not streams:
+            time.sleep(timeout_seconds)
+            return
+        ready, _ = self._ray.wait(list(streams), num_returns=1, timeout=timeout_seconds, fetch_local=True)
+        for stream in ready:
+            number = streams[stream]
+            remote = self._remotes[number]
+            task = remote.task
+            assert task is not None
+            try:
+                event = self._ray.get(next(stream))
+            except StopIteration:
+                event = Lost(task, remote.boxes, "the decode actor ended without an outcome")
+            except self._ray.exceptions.RayError as error:
+                # the actor or its node is gone, not by the video's fault as far as anybody knows
+                event = Lost(task, remote.boxes, f"the decode actor died ({type(error).__name__})")
+                remote.actor = self._start()
+            if isinstance(event, (Outcome, Lost)):
+                remote.task = remote.boxes = remote.stream = None
+            if isinstance(event, Clips):
+                event.worker = number
+                event.data = np.asarray(event.data)
+            yield event
+
+    def close(self) -> None:
+        for remote in self._remotes:
+            self._ray.kill(remote.actor)
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Model:
+    """A model actor: runs shards as `shard_run` does, with decoders anywhere in the cluster."""
+
+    def __init__(self, root: str, running: dict[str, Any], decoders: int) -> None:
+        from functools import partial
+
+        from .shard_run import ShardJob
+
+        self._objects = open_objects(root)
+        self._plan = read_plan(self._objects)
+        self._shards = {shard.number: shard for shard in self._plan.shards}
+        make_pool = partial(RayPool, decoders=decoders)
+        self._job = ShardJob(self._objects, self._plan, argparse.Namespace(**running), make_pool=make_pool)
+
+    def run(self, number: int) -> int:
+        return self._job.run_shard(self._shards[number])
+
+
+def run_on_ray(objects: Objects, plan: ShardPlan, args: argparse.Namespace) -> int:
+    """Run what is not done of a plan; returns an exit code."""
+    ray = _ray()
+    models, decoders, gpus = sizes(args, ray.cluster_resources())
+    todo: deque[Shard] = deque(shard for shard in plan.shards if not is_done(objects, shard))
+    models = min(models, len(todo))
+    attempts: dict[int, int] = {}
+    root = objects.root if "://" in objects.root else os.path.abspath(objects.root)
+    running = {"device": args.device, "workers": decoders, "timeout": args.timeout, "quiet": True, "traceback": False}
+    kind = ray.remote(num_cpus=MODEL_CPUS, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(_Model)
+
+    def start() -> Any:
+        return kind.remote(root, running, decoders)
+
+    actors = [start() for _ in range(models)]
+    under_way: dict[Any, tuple[int, Shard]] = {}
+    done = worst = 0
+    try:
+        idle = deque(range(models))
+        while todo or under_way:
+            while todo and idle:
+                number, shard = idle.popleft(), todo.popleft()
+                under_way[actors[number].run.remote(shard.number)] = number, shard
+            ready, _ = ray.wait(list(under_way), num_returns=1)
+            number, shard = under_way.pop(ready[0])
+            try:
+                code = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, ValueError):  # the same in every attempt
+                    raise cause from error
+                attempts[shard.number] = attempts.get(shard.number, 0) + 1
+                words = str(error).strip().splitlines()
+                print(f"shard {shard.number}: {type(error).__name__}: {words[-1] if words else ''}", file=sys.stderr)
+                if attempts[shard.number] == SHARD_ATTEMPTS:
+                    print(f"shard {shard.number} failed {SHARD_ATTEMPTS} times and is left out", file=sys.stderr)
+                    worst = 1
+                else:
+                    todo.append(shard)
+                ray.kill(actors[number])
+                actors[number] = start()
+            else:
+                worst, done = max(worst, code), done + 1
+                if not args.quiet:
+                    print(f"{done} shards done, {len(todo) + len(under_way)} to do", file=sys.stderr)
+            idle.append(number)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    return worst
