@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from actionfuse.heartbeat import beat
+
 METRICS = "metrics.jsonl"
 
 
@@ -56,6 +58,8 @@ class RunLog:
     def step(self, row: Mapping[str, Any], *, segments: int, waited: float, total: float) -> None:
         """A step's line, and now and then how fast it goes. waited of total seconds: for data."""
         self.write(row)
+        if self.main:
+            beat()
         self._done += 1
         self._segments += segments
         self._waited, self._spent = self._waited + waited, self._spent + total
