@@ -17,7 +17,7 @@ from actionfuse.train.engine import Trainer
 from actionfuse.train.log import read_metrics
 
 SCRIPT = """
-import json, sys
+import json, shutil, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from toy_training import toy_recipe
 from actionfuse.train.engine import Preempted, Trainer
 for name, changes in json.loads(sys.argv[4]):
-    stop = changes.pop("stop", None)
+    stop, copy = changes.pop("stop", None), changes.pop("copy", None)
     trainer = Trainer(toy_recipe(Path(sys.argv[2]), **changes), Path(sys.argv[3]) / name, processes=2, quiet=True)
     parameters = list(trainer.model.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
@@ -44,6 +44,10 @@ for name, changes in json.loads(sys.argv[4]):
         assert trainer.progress.step == stop
     state = [v for s in trainer._torch_optimizer().state.values() for v in s.values() if isinstance(v, DTensor)]
     assert state and sum(v.to_local().numel() for v in state) < 0.75 * sum(v.numel() for v in state)
+    torch.distributed.barrier()
+    if copy and torch.distributed.get_rank() == 0:
+        shutil.copytree(Path(sys.argv[3]) / name, Path(sys.argv[3]) / copy)
+    torch.distributed.barrier()
 """
 
 
@@ -53,7 +57,10 @@ def root(tmp_path_factory):
 
 
 def sharded(root: Path, folder: Path, *jobs: tuple[str, dict]) -> None:
-    """Train runs in two processes, one run after the other: (folder's name, changes of the recipe)."""
+    """Train runs in two processes, one run after the other: (folder's name, changes of the recipe).
+
+    Beside those, "stop" is the step after which a run is asked to stop, "copy" where it is then copied to.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -71,11 +78,12 @@ def same(first: list[dict], second: list[dict]) -> None:
 
 def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, tmp_path):
     """With averages, clipped gradients and micro-batches; stopped in the second epoch; then on alone, unsharded."""
-    changes = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0}
+    changes = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0, "optim__batch": 4, "data__limit": 8}
     Trainer(toy_recipe(root, **changes), tmp_path / "one", quiet=True).run()
     shared = {**changes, "run__shard": True}
-    stopped = {**shared, "stop": 8}
-    sharded(root, tmp_path, ("two", shared), ("stopped", stopped), ("stopped", shared), ("handed", stopped))
+    sharded(
+        root, tmp_path, ("two", shared), ("stopped", {**shared, "stop": 3, "copy": "handed"}), ("stopped", shared)
+    )
     same(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"))
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "two" / "metrics.jsonl").read_bytes()
     files = {name: checkpoint.latest_checkpoint(tmp_path / name) for name in ("one", "two", "stopped")}
@@ -85,7 +93,7 @@ def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, tmp_path):
         torch.testing.assert_close(weights["two"][key], value, rtol=1e-3, atol=1e-5)
         assert torch.equal(weights["two"][key], weights["stopped"][key])
     trainer = Trainer(toy_recipe(root, **changes), tmp_path / "handed", quiet=True)
-    assert trainer.progress.step == 8
+    assert trainer.progress.step == 3
     trainer.run()
     same(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "handed"))
 
