@@ -132,10 +132,11 @@ def decode_task(
     boxes: BoxTracks | None = None,
     beat: Callable[[], None] = lambda: None,
     open_reader: Callable[[Task], AbstractContextManager[VideoReader]] = open_task,
+    tell_span: Callable[[Span], None] = lambda span: None,
 ) -> Outcome:
     """Decode one task and emit(plan index, clip row) in order for each of its plans. Never raises for a broken video.
 
-    beat: called while it gets on, for the watchdog.
+    beat: called while it gets on, for the watchdog. tell_span: called once it is known how long the video is.
     """
     outcome = Outcome(task.key, task.attempt)
     watch = Stopwatch()
@@ -152,6 +153,7 @@ def decode_task(
                     reader = stack.enter_context(open_reader(task))
                     span = Span.of(reader, task.start_seconds, task.stop_seconds)
             outcome.decoder = "pyav" if reader is None else reader.decoder
+            tell_span(span)
             if reader is not None and visual:
                 stage = "decode"
                 span = _decode_frames(reader, plans, visual, span, emit, boxes, beat, outcome, watch)
@@ -213,11 +215,11 @@ def _decode_frames(
     def take(taker: Taker, frame: np.ndarray, shown: float) -> None:
         index = taker.plan
         plan, window = plans[index], windows[index]
+        if plan.stream == "depth":
+            frame = _by_nearest(frame, plan.resize_side)
         if index not in regions:
             regions[index] = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
         if index in flows:
-        if plan.stream == "depth":
-            frame = _by_nearest(frame, plan.resize_side)
             for entry in flows[index].push(Entry(frame, taker.start_seconds, taker.stop_seconds, shown)):
                 send(index, window.push(entry, next(flow_entries[index])))
         else:
@@ -254,9 +256,6 @@ def _decode_frames(
     return Span(span.start_seconds, ended, min(span.grid_seconds, ended - span.start_seconds))
 
 
-def _all(_entry: int) -> bool:
-    return True
-
 def _by_nearest(frame: np.ndarray, short_side: int) -> np.ndarray:
     """The frame (H, W, C) scaled so that its shorter side is `short_side`; every pixel is one that was there: no depth
     is made up between an object and what is behind it.
@@ -264,6 +263,9 @@ def _by_nearest(frame: np.ndarray, short_side: int) -> np.ndarray:
     width, height = scaled_size(frame.shape[1], frame.shape[0], short_side)
     return cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
+
+def _all(_entry: int) -> bool:
+    return True
 
 
 class Taker(NamedTuple):

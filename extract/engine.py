@@ -27,12 +27,14 @@ from numpy.typing import ArrayLike
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import Outcome
-from .events import Failed, Finished, RowWriter, Sink, Skipped
-from .plan import ClipPlan, Task, cores
+from .events import Failed, Finished, RowWriter, Sink, Skipped, Underway
+from .plan import ClipPlan, Span, Task, cores
 from .runner import Batch, Runner, run_in_parts
-from .workers import Clips, Lost, Pool, RowNote
+from .workers import Clips, Lost, Opened, Pool, RowNote
 
 STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
+
+TELL_SECONDS = 1.0  # at most so often is it told how far a video is
 
 # What a runner gives that is stored along with features, not as features.
 ALONG = {"top_classes", "top_scores", "present"}
@@ -135,7 +137,7 @@ class Engine:
         """Make `run` end soon: what is in flight is dropped, what is written stays. Safe in a signal handler."""
         self._stop.set()
 
-    def run(self) -> Generator[Finished | Failed | Skipped]:
+    def run(self) -> Generator[Finished | Failed | Skipped | Underway]:
         """Do the work. Closing the iterator early stops everything."""
         threads = [
             threading.Thread(target=self._guard(self._compute), daemon=True) for _ in range(self._compute_threads)
@@ -164,7 +166,11 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ this thread
 
-    def _dispatch(self, pool: Pool, open_videos: dict[str, VideoInput]) -> Iterator[Finished | Failed | Skipped]:
+    def _dispatch(
+        self, pool: Pool, open_videos: dict[str, VideoInput]
+    ) -> Iterator[Finished | Failed | Skipped | Underway]:
+        spans: dict[str, Span] = {}
+        told = time.monotonic()
         retries: deque[tuple[Task, BoxTracks | None]] = deque()
         more = True
         while not self._stop.is_set():
@@ -197,7 +203,13 @@ class Engine:
                         self._collect(event)
                     finally:
                         pool.free(event)
+                    if time.monotonic() - told > TELL_SECONDS and (span := spans.get(event.key)):
+                        told = time.monotonic()
+                        yield _underway(event, span)
+                elif isinstance(event, Opened):
+                    spans[event.key] = event.span
                 elif isinstance(event, Outcome):
+                    spans.pop(event.key, None)
                     self._put(self._to_writer, ("outcome", event))
                 else:
                     yield from self._lost(event, retries, open_videos)
@@ -464,6 +476,11 @@ def task_of(video: VideoInput, decoder: str, frame_fps: float, plans: tuple[int,
 def video_key(video: VideoInput) -> str:
     """The key of the whole video that a segment is of: boxes are given for it."""
     return video.key if video.id is None else video.key.removesuffix(f"#{video.id}")
+
+
+def _underway(clips: Clips, span: Span) -> Underway:
+    seconds = max(0.0, clips.rows[-1].stop_seconds - span.start_seconds)
+    return Underway(clips.key, seconds, min(1.0, seconds / max(1e-9, span.stop_seconds - span.start_seconds)))
 
 
 def _most_open_videos(plans: int) -> int:

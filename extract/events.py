@@ -39,6 +39,18 @@ class Skipped:
     elsewhere: bool
 
 
+@dataclass(frozen=True)
+class Underway:
+    """A video is being decoded, told now and then for those who wait for a long one.
+
+    seconds: how far, from where its rows begin. share: of all that is asked of it, 0 to 1.
+    """
+
+    key: str
+    seconds: float
+    share: float
+
+
 class RowWriter(Protocol):
     def write(self, first_row: int, rows: np.ndarray) -> None: ...
     def commit(

@@ -23,6 +23,7 @@ class Report:
         self.total, self.label, self.quiet = total_videos, label, quiet
         self.done = self.failed = self.damaged = self.skipped = self.elsewhere = 0
         self.video_seconds, self.frames, self.rows = 0.0, 0, 0
+        self.underway: dict[str, tuple[float, float]] = {}  # key -> seconds and share that are decoded
         self._began = self._said = time.monotonic()
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -45,18 +46,20 @@ class Report:
 
     def rates(self) -> str:
         seconds = max(self.seconds, 1e-9)
-        return f"{self.video_seconds / seconds:.1f} s of video/s, {self.frames / seconds:.0f} frames/s"
+        decoded = self.video_seconds + sum(done for done, _ in self.underway.values())
+        return f"{decoded / seconds:.1f} s of video/s, {self.frames / seconds:.0f} frames/s"
 
     def step(self) -> None:
-        """One more video is dealt with."""
-        passed = self.done + self.failed + self.skipped + self.elsewhere
+        """One more video is dealt with, or one is further than it was."""
+        begun = sum(share for _, share in self.underway.values())
+        passed = self.done + self.failed + self.skipped + self.elsewhere + begun
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=passed, rates=self.rates())
         elif not self.quiet and (time.monotonic() - self._said > LOG_EVERY_SECONDS):
             self._said = time.monotonic()
-            worked = self.done + self.failed
-            left = (self.total - passed) * self.seconds / max(1, worked)
-            self.say(f"{passed} of {self.total} videos, {self.rates()}, about {_clock(left)} left")
+            worked = self.done + self.failed + begun
+            left = f", about {_clock((self.total - passed) * self.seconds / worked)} left" if worked else ""
+            self.say(f"{passed:.{1 if begun else 0}f} of {self.total} videos, {self.rates()}{left}")
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline import VideoError
 from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import ReaderShelf, sound_span
 from .engine import Engine, task_of, video_key
-from .events import Failed, Finished, Skipped
+from .events import Failed, Finished, Skipped, Underway
 from .labels import read_labels
 from .plan import Span
 from .progress import Report
@@ -258,7 +260,14 @@ class Job:
                 report.step()
         return left
 
-    def _tell(self, event: Finished | Failed | Skipped, report: Report, failures: FailureList) -> None:
+    def _tell(self, event: Finished | Failed | Skipped | Underway, report: Report, failures: FailureList) -> None:
+        if isinstance(event, Underway):
+            beat()
+            report.underway[event.key] = event.seconds, event.share
+            report.step()
+            return
+        beat()
+        report.underway.pop(event.key, None)
         if isinstance(event, Finished):
             report.done += 1
             report.video_seconds += event.video_seconds

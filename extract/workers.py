@@ -5,7 +5,8 @@ parent; only small messages travel through a pipe. A process that hangs or crash
 one video: the pool kills it, starts another and says so. The processes start without torch, by `python -m`, so a
 notebook or a script without a `__main__` guard can use them.
 
-Messages of a worker: ("ready",), ("clips", plan index, attempt, key, slot, rows) and ("done", Outcome).
+Messages of a worker: ("ready",), ("span", key, Span), ("clips", plan index, attempt, key, slot, rows) and
+("done", Outcome).
 Messages to it: Setup, then ("task", Task, boxes), ("free", slot), ("stop",).
 """
 
@@ -32,7 +33,7 @@ from ..pipeline.guard import beats_to
 from ..pipeline.types import BoxTracks
 from .clips import ClipRow
 from .decode import Outcome, ReaderShelf, decode_task
-from .plan import ClipPlan, Task
+from .plan import ClipPlan, Span, Task
 
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
 SLOT_BYTES = 4 << 20
@@ -77,6 +78,14 @@ class Clips:
     data: np.ndarray
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A video was opened: what of it will be decoded."""
+
+    key: str
+    span: Span
+
+
 @dataclass
 class Lost:
     """A worker that hung or died, and the task it had."""
@@ -118,6 +127,11 @@ class _Outbox:
         notes.append(RowNote(row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes, row.real_entries))
         if (len(notes) + 1) * plan.clip_bytes > self._setup.slot_bytes:
             self._send(plan_index)
+
+    def tell_span(self, span: Span) -> None:
+        assert self.task is not None
+        with _parent_or_exit():
+            self._connection.send(("span", self.task.key, span))
 
     def flush(self) -> None:
         for plan_index in list(self._open):
@@ -195,7 +209,7 @@ def worker_main(descriptor: int, memory_descriptor: int) -> None:
         task, boxes = message[1:]
         outbox.task, outbox.waiting_seconds, outbox.copying_seconds = task, 0.0, 0.0
         outbox.beat()
-        outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat, readers)
+        outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat, readers, outbox.tell_span)
         if outcome.error:
             outbox.discard()
         else:
@@ -291,7 +305,7 @@ class Pool:
         except (BrokenPipeError, ConnectionResetError, OSError):
             pass
 
-    def events(self, timeout_seconds: float) -> Iterator[Clips | Outcome | Lost]:
+    def events(self, timeout_seconds: float) -> Iterator[Clips | Opened | Outcome | Lost]:
         """What the workers sent, as it comes, for up to one wait of `timeout_seconds`."""
         ready = wait([worker.connection for worker in self._workers], timeout_seconds)
         for number, worker in enumerate(self._workers):
@@ -305,6 +319,8 @@ class Pool:
                 if message[0] == "ready":
                     worker.ready = True
                     self._lost_starts = 0
+                elif message[0] == "span":
+                    yield Opened(*message[1:])
                 elif message[0] == "clips":
                     _, plan, attempt, key, slot, notes = message
                     setup = Setup(self._plans, self._slot_bytes, self._num_slots)

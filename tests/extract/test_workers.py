@@ -28,6 +28,8 @@ def test_a_process_killed_while_it_starts_is_replaced(task: Task) -> None:
                 if isinstance(event, workers.Clips):
                     rows += len(event.rows)
                     pool.free(event)
+                elif isinstance(event, workers.Opened):
+                    assert (event.key, event.span.stop_seconds) == ("key", pytest.approx(2.0))
                 else:
                     found = event
     assert not found.error and rows == 13
