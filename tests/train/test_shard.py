@@ -81,9 +81,7 @@ def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, tmp_path):
     changes = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0, "optim__batch": 4, "data__limit": 8}
     Trainer(toy_recipe(root, **changes), tmp_path / "one", quiet=True).run()
     shared = {**changes, "run__shard": True}
-    sharded(
-        root, tmp_path, ("two", shared), ("stopped", {**shared, "stop": 3, "copy": "handed"}), ("stopped", shared)
-    )
+    sharded(root, tmp_path, ("two", shared), ("stopped", {**shared, "stop": 3, "copy": "handed"}), ("stopped", shared))
     same(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"))
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "two" / "metrics.jsonl").read_bytes()
     files = {name: checkpoint.latest_checkpoint(tmp_path / name) for name in ("one", "two", "stopped")}
