@@ -37,9 +37,6 @@ demo-training: $(VENV)/.installed-demo  ## train and compare fusion heads on a s
 locks: check-python  ## the images' requirements again, by version and hash: Linux, x86-64, Python 3.11
 	$(PYTHON) docker/lock.py
 
-locks: check-python  ## the images' requirements again, by version and hash: Linux, x86-64, Python 3.11
-	$(PYTHON) docker/lock.py
-
 lint: $(VENV)/.installed-dev links  ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -31,7 +31,7 @@ COMMANDS = {
     "evaluate": ("actionfuse.train.evaluate", "test runs on a split, alone or as an ensemble"),
     "predict": ("actionfuse.train.predict", "what is done in raw videos, or what comes next; also live"),
     "report": ("actionfuse.train.report", "one html page of a run: curves, classes, clips, what it looks at"),
-    "doctor": ("actionfuse.doctor", "what this machine has: versions, GPU, shared memory, decoders, disk; what to do"),
+    "doctor": ("actionfuse.pipeline.doctor", "what this machine has: versions, GPU, decoders, disk; what to do"),
     "models": ("actionfuse.train.catalog", "backbones and fusion heads: input, parameters, GFLOPs, options, paper"),
     "demo": ("actionfuse.extract.demo", "features of a few real videos, as one html page"),
     "demo-training": ("actionfuse.train.demo", "train and compare fusion heads on the synthetic kitchen"),

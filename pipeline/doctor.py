@@ -108,7 +108,7 @@ def decoders() -> Iterator[Finding]:
     import av
     import numpy as np
 
-    from actionfuse.pipeline import open_video
+    from .video import open_video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
