@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .inputs import VideoInput, find_videos, is_frame_folder
-from .types import BoxTracks, Clip, Frames, Waveform
+from .types import BoxTracks, Clip, DepthFrames, Frames, Waveform
 from .video import VideoError, VideoInfo, VideoReader, open_video
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "Augmentation",
     "BoxTracks",
     "Clip",
+    "DepthFrames",
     "EarlyRecognition",
     "EpochSampler",
     "FeatureSpec",

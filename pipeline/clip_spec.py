@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from .depth import check_depth_range
 from .features import FeatureStore
 from .flow import STACK_MODES
 from .spectrogram import SpectrogramPreset
@@ -36,7 +37,7 @@ class StreamSpec:
 
     What a sample then holds, entries first, channels last:
         rgb             uint8 (frames, crop, crop, 3)
-        depth, ir       uint8 (frames, crop, crop, 1), with a colour_map 3
+        depth, ir       uint8 (frames, crop, crop, 1), with a colour_map 3; depth of 16 bits float32, 0..255
         flow            uint8 (frames, crop, crop, 2 flow_stack), codes of -20..20 pixels (`flow.quantise`), u v u v ...
         audio           float32 (frames, frequency, time, 1), a log spectrogram around each entry
 
@@ -49,6 +50,9 @@ class StreamSpec:
     audio_preset: a name of `spectrogram.PRESETS`.
     colour_map: "jet" paints depth or ir after the cut, 0 dark blue and 255 dark red, as red, green, blue: pictures for
         a network of three channels (Garcia et al., TPAMI 2019; M-Mixer, WACV 2023).
+    depth_range: (near, far) in the numbers of the depth files (as a rule millimetres) that are spread over 1..255, what
+        is nearer or farther cut off, as float32; 0, nothing measured, stays 0. None: files of 8 bits as they are, and
+        of 16 bits 0..65535 over 0..255, which keeps whatever their unit is (see `scale_depth`).
     """
 
     stream: PixelStream = "rgb"
@@ -62,6 +66,7 @@ class StreamSpec:
     flow_method: str = "dis_fast"
     audio_preset: str = "tbn"
     colour_map: ColourMap | None = None
+    depth_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.stream not in get_args(PixelStream):
@@ -77,6 +82,10 @@ class StreamSpec:
             SpectrogramPreset.named(self.audio_preset)
         if self.colour_map is not None and (self.colour_map != "jet" or self.stream not in ("depth", "ir")):
             raise ValueError(f"colour_map is {self.colour_map!r} for {self.stream}; it is 'jet', for depth or ir")
+        if self.depth_range is not None:
+            if self.stream != "depth":
+                raise ValueError(f"depth_range is {self.depth_range} for {self.stream}; it is for depth")
+            check_depth_range(self.depth_range)
 
     @property
     def name(self) -> str:

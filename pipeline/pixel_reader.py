@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from . import clip_reader
@@ -18,6 +17,7 @@ from .boxes import limit_instances
 from .clip_reader import Entries, FlowPlan, Shelf
 from .clip_spec import Augmentation, StreamSpec, decode_size, evaluation_geometries
 from .datasets.contract import Dataset
+from .depth import paint_jet, scale_depth
 from .flow import quantise
 from .protocols import Observation, Sampling
 from .spectrogram import SpectrogramPreset
@@ -79,7 +79,10 @@ class PixelReader:
         return self.dataset.frame_fps(segment, spec.stream if spec.stream in self.dataset.paths else "rgb")
 
     def _open(self, segment: Segment, spec: StreamSpec) -> VideoReader:
-        return self.shelf.video(self.path(segment, spec), self._frame_fps(segment, spec))
+        return self._reader(self.path(segment, spec), self._frame_fps(segment, spec), spec)
+
+    def _reader(self, path: str, frame_fps: float | None, spec: StreamSpec) -> VideoReader:
+        return (self.shelf.flow_file if self._has_flow_files(spec) else self.shelf.video)(path, frame_fps)
 
     def end_seconds(self, segment: Segment) -> float | None:
         """When the pictures of the segment's video end; None without a stream of pictures."""
@@ -95,8 +98,11 @@ class PixelReader:
             geometries = self._geometries(segment, draw)
             plans = [self._plan(segment, spec, observation, draw) for spec in self.pictures]
             clips: dict[str, Entries] = {}
-            for path in dict.fromkeys(plan.path for plan in plans):
-                clips |= self._file(path, [p for p in plans if p.path == path], geometries[0], observation, damage)
+            files: dict[tuple[str, bool], list[_Plan]] = {}  # one folder may hold both frames and flow
+            for plan in plans:
+                files.setdefault((plan.path, self._has_flow_files(plan.spec)), []).append(plan)
+            for (path, _), same in files.items():
+                clips |= self._file(path, same, geometries[0], observation, damage)
             found, boxes = self._cut(segment, observation, clips, geometries, draw)
         for spec in self.specs:
             if spec.stream == "audio":
@@ -131,8 +137,10 @@ class PixelReader:
     def _file(
         self, path: str, plans: Sequence[_Plan], geometry: Geometry, observation: Observation, damage: list[str]
     ) -> dict[str, Entries]:
-        """Streams of one file before they are cut: uint8 frames, flow in float32. One decode pass."""
-        reader = self.shelf.video(path, plans[0].frame_fps)
+        """Streams of one file before they are cut: uint8 frames, flow in float32, depth of 16 bits in uint16. One
+        decode pass.
+        """
+        reader = self._reader(path, plans[0].frame_fps, plans[0].spec)
         known, info = len(reader.damage), reader.info
         found: dict[str, Entries] = {}
         wanted: list[tuple[_Plan, np.ndarray, Size, FlowPlan | None]] = []
@@ -141,6 +149,10 @@ class PixelReader:
             if self._has_flow_files(spec):
                 stacks = clip_reader.stored_flow(reader, plan.times, plan.span, spec)
                 found["flow"] = Entries(stacks, plan.times, plan.real)
+            elif spec.stream == "depth" and reader.depth_bits == 16:
+                depth, pts = clip_reader.decode_depth(reader, plan.times)
+                _guard(pts, observation.horizon_seconds)
+                found["depth"] = Entries(depth, pts, plan.real)
             elif spec.stream == "flow":
                 step = 1 / spec.fps if spec.fps else clip_reader.frame_seconds(info)
                 fields = clip_reader.plan_flow(plan.times, step, plan.span, spec)
@@ -182,9 +194,10 @@ class PixelReader:
         geometries: Sequence[Geometry],
         draw: Draw,
     ) -> tuple[dict[str, Entries], dict[str, np.ndarray]]:
-        """All clips through all geometries, with colours and codes of flow."""
+        """All clips through all geometries, with colours, codes of flow and the scale of depth."""
         sizes = {spec.name: (spec.crop, spec.crop) for spec in self.pictures}
         painted = {spec.name for spec in self.pictures if spec.colour_map is not None}
+        ranges = {spec.name: spec.depth_range for spec in self.pictures}
         colours = {}
         if self.augmentation is not None:
             for place, spec in enumerate(self.pictures):
@@ -203,6 +216,7 @@ class PixelReader:
                 clip = apply_photometric(clip, colours) if colours else clip
                 for name, view in clip.streams.items():
                     view = quantise(view) if name == "flow" else view
+                    view = scale_depth(view, ranges[name]) if name == "depth" else view
                     views[name].append(paint_jet(view) if name in painted else view)
                 if clip.boxes is not None:
                     limit = self.instances
@@ -233,12 +247,6 @@ class PixelReader:
         preset = SpectrogramPreset.named(spec.audio_preset)
         reader = self.shelf.sound(self.path(segment, spec))
         return clip_reader.read_sound(reader, times, preset, observation.horizon_seconds)
-
-
-def paint_jet(grey: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 1) -> uint8 (T, H, W, 3), red, green, blue of OpenCV's jet."""
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1]
-    return table[grey[..., 0]]
 
 
 def _guard(pts: np.ndarray, horizon_seconds: float) -> None:

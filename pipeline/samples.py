@@ -5,7 +5,8 @@
     for batch in make_loader(dataset, batch_size=8, sampler=sampler, num_workers=4): ...
 
 A sample is a function of (seed, epoch, index) and of the files, whoever reads it. Pictures and flow stay uint8 until
-they are on the device (`InputSpec.normalise`). What cannot be read is a sample that says so.
+they are on the device (`InputSpec.normalise`), but depth of 16 bits is float32. What cannot be read is a sample that
+says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any, Literal
@@ -303,7 +304,11 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _batched(tensors: list[Tensor]) -> Tensor:
-    """One tensor, smaller ones padded with zeros; in a worker it lies in shared memory at once."""
+    """One tensor, smaller ones padded with zeros; in a worker it lies in shared memory at once.
+
+    Depth of 8 and of 16 bits in one dataset is uint8 and float32: together float32.
+    """
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     shape = tuple(map(max, zip(*(tensor.shape for tensor in tensors), strict=True)))
     padded = []
     for tensor in tensors:
@@ -311,7 +316,7 @@ def _batched(tensors: list[Tensor]) -> Tensor:
             room = tensor.new_zeros(shape)
             room[tuple(slice(length) for length in tensor.shape)] = tensor
             tensor = room
-        padded.append(tensor)
+        padded.append(tensor.to(dtype))
     return default_collate(padded)
 
 

@@ -48,6 +48,33 @@ class Frames:
 
 
 @dataclass(frozen=True, repr=False)
+class DepthFrames:
+    """Decoded frames of one channel that are no pictures but measurements, in the file's own unit.
+
+    data: uint8 or uint16 (T, H, W, 1), the bits that the file has.
+    pts_seconds: float64 (T,), as in Frames.
+    """
+
+    data: np.ndarray
+    pts_seconds: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.data.dtype not in (np.uint8, np.uint16) or self.data.ndim != 4 or self.data.shape[-1] != 1:
+            raise ValueError(f"DepthFrames.data is {_shape(self.data)}; it must be uint8 or uint16 (T, H, W, 1)")
+        if self.pts_seconds.dtype != np.float64 or self.pts_seconds.shape != self.data.shape[:1]:
+            raise ValueError(
+                f"DepthFrames.pts_seconds is {_shape(self.pts_seconds)}; "
+                f"it must be float64 ({len(self.data)},): one time per frame"
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"DepthFrames(data={_shape(self.data)})"
+
+
+@dataclass(frozen=True, repr=False)
 class Waveform:
     """Mono sound.
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .types import Frames
+from .types import DepthFrames, Frames
 
 Interpolation = Literal["bilinear", "bicubic"]
 DECODERS = ("auto", "decord", "pyav", "torchcodec", "frame_folder")
@@ -89,6 +89,7 @@ class VideoReader(ABC):
     decoder_reason: why `auto` picks this decoder for this file, in a few words.
     damage: what of the file could not be read, in words; grows while reading. What can be read is given, with frames
         missing or blemished near the damage; a file without a single frame to show raises VideoError.
+    depth_bits: 8 or 16, the bits that `depth_at` gives.
     slack_seconds: a frame counts as on screen from this long before its time stamp (at most half a tick of the
         container's clock and at most 0.5 ms). Containers round time stamps, so the frame k of a 30 fps video may be
         stamped just after k / 30; with the slack the times k / fps show the frames k.
@@ -100,6 +101,7 @@ class VideoReader(ABC):
     info: VideoInfo
     damage: list[str]
     slack_seconds: float = 0.0
+    depth_bits: int = 8
 
     @abstractmethod
     def select(
@@ -139,6 +141,15 @@ class VideoReader(ABC):
             return frames if np.array_equal(rows, np.arange(len(frames))) else frames[rows]
         pts = np.concatenate([frames.pts_seconds for frames in found])[rows]
         return Frames(np.concatenate([frames.data for frames in found])[rows], pts)
+
+    def depth_at(self, seconds: Sequence[float], outside: str = "error") -> DepthFrames:
+        """`frames_at` for files that hold measurements: one channel, as stored, unscaled, with all of `depth_bits`.
+
+        16 bits are those of grey pictures of 16 bits in folders and tars of frames; of anything else this is the first
+        of three channels of 8 bits.
+        """
+        frames = self.frames_at(seconds, None, outside)
+        return DepthFrames(np.ascontiguousarray(frames.data[..., :1]), frames.pts_seconds)
 
     @abstractmethod
     def close(self) -> None: ...

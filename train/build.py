@@ -196,6 +196,7 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
             flow_method=clip.flow_method,
             audio_preset=clip.audio_preset,
             colour_map=clip.colour_map,
+            depth_range=clip.depth_range,
         )
         # files of their own, read at the same times and cut alike: samples join them (train/rgbd.py)
         found += [made, replace(made, stream="depth")] if spec.stream == "rgbd" else [made]

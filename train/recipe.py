@@ -101,6 +101,8 @@ class Clip:
 
     frames: entries of a clip. fps: entries a second, "native" = every frame. side, crop: pixels.
     colour_map: "jet" makes three channels of depth or ir, for a backbone that eats rgb.
+    depth_range: [near, far] in the numbers of the depth files (millimetres, as a rule) that fill the scale 1..255; None
+        = files of 8 bits as they are, of 16 bits all 65536 numbers on 0..255.
     """
 
     frames: int | None = None
@@ -110,6 +112,7 @@ class Clip:
     flow_method: str = "dis_fast"
     audio_preset: str = "tbn"
     colour_map: Literal["jet"] | None = None
+    depth_range: tuple[float, float] | None = None
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..pipeline.annotations import Segment
 from ..pipeline.samples import Sample, SegmentDataset
@@ -22,17 +23,17 @@ class RgbdDataset(SegmentDataset):
     joined: str = "rgb"
 
     def sample(self, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        """Raises ValueError where depth is not of 8 bits: what its numbers mean is not known."""
+        """Raises ValueError where depth is not of 8 bits: inverse depth needs its unit and the camera."""
         sample = super().sample(segment, epoch, index)
         if sample.error:
             return sample
         rgb, depth = sample.streams["rgb"], sample.streams["depth"]
         if depth.dtype != torch.uint8:
             raise ValueError(
-                f"the depth of {segment.id} is {depth.dtype}; rgbd backbones take files of 8 bits, grey as inverse "
+                f"the depth of {segment.id} has 16 bits; rgbd backbones take files of 8 bits, grey as inverse "
                 "depth (near is bright): convert it, or train on depth as a stream of its own"
             )
-        data = torch.cat([rgb.float(), depth.float().mul_(INVERSE_DEPTH / 255)], -1)
+        data = join_channels(rgb, depth)
         real = sample.masks["rgb"] & sample.masks["depth"]
         rest = {name: each for name, each in sample.streams.items() if name not in ("rgb", "depth")}
         masks, seconds = ({n: each[n] for n in rest} for each in (sample.masks, sample.seconds))
@@ -42,6 +43,11 @@ class RgbdDataset(SegmentDataset):
             masks={self.joined: real, **masks},
             seconds={self.joined: sample.seconds["rgb"], **seconds},
         )
+
+
+def join_channels(rgb: Tensor, depth: Tensor) -> Tensor:
+    """uint8 (..., H, W, 3) and (..., H, W, 1) -> float32 (..., H, W, 4)."""
+    return torch.cat([rgb.float(), depth.float().mul_(INVERSE_DEPTH / 255)], -1)
 
 
 def join_depth(dataset: SegmentDataset, stream: str) -> RgbdDataset:

@@ -15,8 +15,8 @@ A name tells action (a), subject (s) and episode (e); a segment is all frames of
 6, 8, 9, 11 and 12; class numbers are their ranks.
 
 A folder holds the frames of several streams, with two numbers in each name, of which the first counts, at 30 a second:
-a stream is a pattern such as `frame_%d_tc_%d_rgb.jpg`. Depth is 16 bit, of which an 8-bit picture keeps little; stream
-"depth_vis" is the dataset's own 8-bit picture of it.
+a stream is a pattern such as `frame_%d_tc_%d_rgb.jpg`. Depth is read with all of its 16 bits (`StreamSpec.depth_range`
+names those that count); stream "depth_vis" is the dataset's own 8-bit picture of it.
 
 The names of actions and files follow the public description.
 """

@@ -16,14 +16,18 @@ Pictures are 8-bit RGB (16 bits are cut to 8, transparency is dropped), turned a
 to the size of the first one where sizes differ. JPEGs asked for at a quarter of their size or less are decoded at a
 half, a quarter or an eighth of it, never below twice the size asked for: 2 to 3 times faster, 0.3 grey levels apart on
 average.
+
+Grey pictures of 16 bits (png, tiff, pgm), as depth cameras write them, keep all bits in `depth_at`: `depth_bits` is 16
+and `info.pixel_format` "gray16" where the first picture is one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -32,8 +36,17 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..types import Frames
-from ..video import SizeLike, VideoError, VideoInfo, VideoReader, as_size, check_batch, scaled_size
+from ..types import DepthFrames, Frames
+from ..video import (
+    SizeLike,
+    VideoError,
+    VideoInfo,
+    VideoReader,
+    as_size,
+    check_batch,
+    check_times,
+    scaled_size,
+)
 from ._pixels import MAX_BATCH_BYTES
 from .frame_files import (
     FLOW,
@@ -49,8 +62,13 @@ from .frame_files import (
 
 TIMESTAMPS = "timestamps.txt"
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_PIXEL_FORMATS = {"1": "monob", "L": "gray", "LA": "ya8", "P": "pal8", "RGB": "rgb24", "RGBA": "rgba", "I;16": "gray16"}
+_PIXEL_FORMATS = {"1": "monob", "L": "gray", "LA": "ya8", "P": "pal8", "RGB": "rgb24", "RGBA": "rgba"}
+_GREY16 = "gray16"
 _TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # EXIF orientation -> counter-clockwise degrees
+
+
+# Frame number -> the frame at each size that is wanted, or the reason why it cannot be read.
+_Read = Callable[[int], tuple[np.ndarray, ...] | str]
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,9 @@ def _read_header(data: bytes) -> _Header:
         width, height = image.size if turn % 180 == 0 else image.size[::-1]
         codec = (image.format or "unknown").lower()
         pixel_format = _PIXEL_FORMATS.get(image.mode, image.mode.lower())
+        # Pillow's names of 16 grey bits differ by byte order, format and release; of these formats "I" is nothing else.
+        if image.mode.startswith("I;16") or (image.mode == "I" and codec in ("png", "ppm")):
+            pixel_format = _GREY16
         sampling = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}
         if codec == "jpeg" and image.mode == "RGB":  # layer: (component, horizontal, vertical, table) by Pillow
             pixel_format = f"yuvj{sampling.get(tuple(getattr(image, 'layer', [()])[0][1:3]), '')}p"
@@ -103,6 +124,7 @@ class FrameFolderReader(VideoReader):
         try:
             self._names, self._times, self._end = self._order(pattern)
             self.info = self._look()
+            self.depth_bits = 16 if self.info.pixel_format == _GREY16 else 8
         except BaseException:
             self._source.close()
             raise
@@ -201,14 +223,37 @@ class FrameFolderReader(VideoReader):
 
     # --- pictures
 
-    def _picture(self, index: int, short_sides: Sequence[SizeLike]) -> tuple[np.ndarray, ...] | str:
-        """Frame `index` as uint8 (H, W, 3) RGB at each size, or the reason why it cannot be read."""
+    def _bytes(self, index: int) -> np.ndarray | str:
+        """The file of frame `index`, uint8 (bytes,), or the reason why it cannot be read."""
         try:
             data = np.frombuffer(self._source.read(self._names[index]), np.uint8)
         except OSError as error:
             return f"{self._names[index]}: {error.strerror or error}"
-        if not len(data):
-            return f"{self._names[index]}: the file is empty (0 bytes)"
+        return data if len(data) else f"{self._names[index]}: the file is empty (0 bytes)"
+
+    def _depth(self, index: int) -> tuple[np.ndarray] | str:
+        """Frame `index` as uint16 (H, W, 1), or the reason why it cannot be read."""
+        data = self._bytes(index)
+        if isinstance(data, str):
+            return data
+        try:
+            depth = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        except cv2.error as error:
+            return f"{self._names[index]}: {error.err or error}"
+        if depth is None:
+            return f"{self._names[index]}: no picture that can be decoded"
+        if depth.dtype != np.uint16:  # another unit: no number of it may stand among the others
+            return f"{self._names[index]}: {depth.dtype} depth among frames of 16 bits"
+        width, height = self.info.width, self.info.height
+        if depth.shape != (height, width):
+            depth = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return (depth[..., None],)
+
+    def _picture(self, index: int, short_sides: Sequence[SizeLike]) -> tuple[np.ndarray, ...] | str:
+        """Frame `index` as uint8 (H, W, 3) RGB at each size, or the reason why it cannot be read."""
+        data = self._bytes(index)
+        if isinstance(data, str):
+            return data
         is_jpeg = data[:2].tobytes() == b"\xff\xd8"
         if is_jpeg and (packed := data.tobytes()).rfind(b"\xff\xd9") < packed.rfind(b"\xff\xda"):
             return f"{self._names[index]}: the JPEG is cut off"  # decoders fill the rest with grey and say nothing
@@ -240,28 +285,30 @@ class FrameFolderReader(VideoReader):
             pictures.append(picture)
         return tuple(pictures)
 
-    def _readable(self, index: int, short_sides: Sequence[SizeLike]) -> int:
+    def _readable(self, index: int, read: _Read) -> int:
         """The frame that stands in for the broken frame `index`."""
         before = index - 1
         while before >= 0:
             if before in self._stand_ins:  # everything between is broken too
                 return self._stand_ins[before]
-            if not isinstance(self._picture(before, short_sides), str):
+            if not isinstance(read(before), str):
                 return before
             before -= 1
         for after in range(index + 1, len(self._names)):
-            if after not in self._stand_ins and not isinstance(self._picture(after, short_sides), str):
+            if after not in self._stand_ins and not isinstance(read(after), str):
                 return after
         raise VideoError(f"{self.path}: none of the {len(self._names)} frames can be read ({self.damage[-1]})")
 
-    def _show(
-        self, indices: np.ndarray, short_sides: Sequence[SizeLike], *, skip_broken: bool = False
-    ) -> tuple[Frames, ...]:
-        """Frames `indices` at each size. Broken ones are replaced by their stand-in, or left out."""
+    def _load(
+        self, indices: np.ndarray, read: _Read, *, skip_broken: bool = False
+    ) -> tuple[np.ndarray, dict[int, tuple[np.ndarray, ...]]]:
+        """Which frames are shown for `indices`, and what `read` gives of each. Broken ones are replaced by their
+        stand-in, or left out.
+        """
         wanted = list(dict.fromkeys(indices.tolist()))
         # Threads of one call: nothing to carry over a fork or into a pickle. OpenCV decodes outside of the GIL.
         with ThreadPoolExecutor(max(1, min(len(wanted), 8, os.cpu_count() or 1))) as pool:
-            pictures = dict(zip(wanted, pool.map(lambda index: self._picture(index, short_sides), wanted), strict=True))
+            pictures = dict(zip(wanted, pool.map(read, wanted), strict=True))
         shown: dict[int, tuple[np.ndarray, ...]] = {}
         stand_in_for = {}
         for index in wanted:
@@ -271,17 +318,25 @@ class FrameFolderReader(VideoReader):
                 continue
             if index not in self._stand_ins:
                 self.damage.append(picture)
-                self._stand_ins[index] = self._readable(index, short_sides)
+                self._stand_ins[index] = self._readable(index, read)
             stand_in_for[index] = self._stand_ins[index]
         if skip_broken:
             indices = indices[[index in shown for index in indices.tolist()]]
         else:
             indices = np.array([stand_in_for.get(index, index) for index in indices.tolist()], np.int64)
             for index in set(stand_in_for.values()) - shown.keys():
-                picture = self._picture(index, short_sides)
+                picture = read(index)
                 if isinstance(picture, str):
                     raise VideoError(f"{self.path}: {picture}")
                 shown[index] = picture
+        return indices, shown
+
+    def _show(
+        self, indices: np.ndarray, short_sides: Sequence[SizeLike], *, skip_broken: bool = False
+    ) -> tuple[Frames, ...]:
+        """Frames `indices` at each size."""
+        read = partial(self._picture, short_sides=short_sides)
+        indices, shown = self._load(indices, read, skip_broken=skip_broken)
         frames = []
         for number, short_side in enumerate(short_sides):
             width, height = scaled_size(self.info.width, self.info.height, short_side)
@@ -290,6 +345,15 @@ class FrameFolderReader(VideoReader):
                 data[row] = shown[index][number]
             frames.append(Frames(data, self._times[indices]))
         return tuple(frames)
+
+    def depth_at(self, seconds: Sequence[float], outside: str = "error") -> DepthFrames:
+        if self.depth_bits == 8:
+            return super().depth_at(seconds, outside)
+        indices, shown = self._load(self._on_screen(check_times(self, seconds, outside)), self._depth)
+        data = np.empty((len(indices), self.info.height, self.info.width, 1), np.uint16)
+        for row, index in enumerate(indices.tolist()):
+            data[row] = shown[index][0]
+        return DepthFrames(data, self._times[indices])
 
     def _rows(self, batch: int, short_sides: Sequence[SizeLike]) -> int:
         check_batch(batch)
