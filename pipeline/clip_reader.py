@@ -20,6 +20,7 @@ import numpy as np
 from .audio import AudioReader
 from .boxes import boxes_at
 from .clip_spec import FeatureSpec, StreamSpec
+from .decoders.flow_folder import FlowFolderReader, open_flow
 from .features import FeatureStore
 from .flow import FlowComputer
 from .flow_files import read_recipe, unpack_flow
@@ -70,6 +71,14 @@ class Shelf:
             self._keep("video", path, found)
         return found
 
+    def flow_file(self, path: str, frame_fps: float | None = None) -> VideoReader:
+        """The reader of a file, folder or tar of flow: its pictures are u beside v."""
+        found = self._find("flow", path)
+        if not isinstance(found, VideoReader):
+            found = open_flow(path, self.decoder, frame_fps=self.frame_fps or frame_fps or 30.0)
+            self._keep("flow", path, found)
+        return found
+
     def sound(self, path: str) -> AudioReader:
         found = self._find("sound", path)
         if not isinstance(found, AudioReader):
@@ -90,7 +99,7 @@ class Shelf:
 
     def drop(self, path: str) -> None:
         """Close what is open of this file, so that it starts anew."""
-        for kind in ("video", "sound"):
+        for kind in ("video", "flow", "sound"):
             if (reader := self._open.pop((kind, path), None)) is not None:
                 reader.close()
 
@@ -240,11 +249,13 @@ def compute_flow(computer: FlowComputer, frames: np.ndarray) -> np.ndarray:
 
 
 def stored_flow(reader: VideoReader, times: np.ndarray, span: tuple[float, float], spec: StreamSpec) -> np.ndarray:
-    """Stacks of a file of flow (`flow_files`), whose field k is stamped with its first frame: float32
-    (clips, T, H, W, 2 flow_stack). The field at a time may be read only where its second frame lies in the span.
+    """Stacks of a file of flow (`flow_files`, decoders/flow_folder.py), whose field k is stamped with its first frame:
+    float32 (clips, T, H, W, 2 flow_stack). The field at a time may be read only where its second frame lies in the
+    span.
     """
     plan = plan_flow(times, frame_seconds(reader.info), span, spec)
-    bound = read_recipe(reader.path, "video")["bound_pixels"]
+    folder = isinstance(reader, FlowFolderReader)
+    bound = reader.bound_pixels if folder else read_recipe(reader.path, "video")["bound_pixels"]
     (pictures,), _ = decode(reader, plan.pairs[:, 0], [Size()])
     flow = unpack_flow(pictures, bound)
     flow[plan.pairs[:, 0] == plan.pairs[:, 1]] = 0

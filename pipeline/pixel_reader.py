@@ -79,7 +79,10 @@ class PixelReader:
         return self.dataset.frame_fps(segment, spec.stream if spec.stream in self.dataset.paths else "rgb")
 
     def _open(self, segment: Segment, spec: StreamSpec) -> VideoReader:
-        return self.shelf.video(self.path(segment, spec), self._frame_fps(segment, spec))
+        return self._reader(self.path(segment, spec), self._frame_fps(segment, spec), spec)
+
+    def _reader(self, path: str, frame_fps: float | None, spec: StreamSpec) -> VideoReader:
+        return (self.shelf.flow_file if self._has_flow_files(spec) else self.shelf.video)(path, frame_fps)
 
     def end_seconds(self, segment: Segment) -> float | None:
         """When the pictures of the segment's video end; None without a stream of pictures."""
@@ -95,8 +98,11 @@ class PixelReader:
             geometries = self._geometries(segment, draw)
             plans = [self._plan(segment, spec, observation, draw) for spec in self.pictures]
             clips: dict[str, Entries] = {}
-            for path in dict.fromkeys(plan.path for plan in plans):
-                clips |= self._file(path, [p for p in plans if p.path == path], geometries[0], observation, damage)
+            files: dict[tuple[str, bool], list[_Plan]] = {}  # one folder may hold both frames and flow
+            for plan in plans:
+                files.setdefault((plan.path, self._has_flow_files(plan.spec)), []).append(plan)
+            for (path, _), same in files.items():
+                clips |= self._file(path, same, geometries[0], observation, damage)
             found, boxes = self._cut(segment, observation, clips, geometries, draw)
         for spec in self.specs:
             if spec.stream == "audio":
@@ -134,7 +140,7 @@ class PixelReader:
         """Streams of one file before they are cut: uint8 frames, flow in float32, depth of 16 bits in uint16. One
         decode pass.
         """
-        reader = self.shelf.video(path, plans[0].frame_fps)
+        reader = self._reader(path, plans[0].frame_fps, plans[0].spec)
         known, info = len(reader.damage), reader.info
         found: dict[str, Entries] = {}
         wanted: list[tuple[_Plan, np.ndarray, Size, FlowPlan | None]] = []

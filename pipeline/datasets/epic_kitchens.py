@@ -5,6 +5,9 @@ Official frame numbers belong to the frames that the authors give away, not to t
 those of the 2020 videos (P01_101, three digits) at 50, their own rate. A number is max(1, floor(seconds x rate)), which
 holds for every row. The 30 a second of RULSTM's files are in rulstm.py.
 
+Their flow_frames (a u/ and a v/ for each video, decoders/flow_folder.py) have a field for every second frame of 2018
+and for every frame of 2020: 30 and 50 a second.
+
 Actions have no numbers in the official files. They get those of RULSTM's actions.csv, which all later work uses: pairs
 (verb, noun) of the training and validation rows, sorted as the text "verb_noun" ("10_2" before "2_1").
 """
@@ -23,6 +26,7 @@ from .rulstm import Actions, plain_id
 Annotations = Literal["official", "rulstm"]
 Times = Literal["timestamps", "frames"]
 FRAMES_2018, FRAMES_2020 = 60.0, 50.0
+FLOW_STRIDE_2018 = 2
 # Frame numbers further than this from the time stamps belong to other frames; the rounding of stamps and rates is less.
 _FRAME_TOLERANCE = 2
 
@@ -30,6 +34,14 @@ LICENCE = "CC BY-NC 4.0 (videos and annotations)"
 ANNOTATION_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations", "epic-kitchens-55-annotations")
 RULSTM_FOLDERS = ("", "annotations", "rulstm")
 _VIDEO_FILES = ("MP4", "mp4", "mkv", "webm", "avi")
+
+
+def _frames_of_2018(stream: str) -> Sequence[str]:
+    """Where the archive of EPIC-KITCHENS-55 keeps frames."""
+    folders = (f"frames_rgb_flow/{stream}/{split}/{{participant}}/{{video}}" for split in ("train", "test"))
+    return [f"{folder}{ending}" for folder in folders for ending in ("", ".tar")]
+
+
 PATHS: Mapping[str, Sequence[str]] = {
     "rgb": (
         "{participant}/videos/{video}.MP4",
@@ -45,12 +57,17 @@ PATHS: Mapping[str, Sequence[str]] = {
         "{participant}/rgb_frames/{video}.tar",
         "EPIC-KITCHENS/{participant}/rgb_frames/{video}",
         "EPIC-KITCHENS/{participant}/rgb_frames/{video}.tar",
+        *_frames_of_2018("rgb"),
         "rgb/{video}",
     ),
     "flow": (
         "{participant}/flow_frames/{video}",
+        "{participant}/flow_frames/{video}.tar",
         "EPIC-KITCHENS/{participant}/flow_frames/{video}",
+        "EPIC-KITCHENS/{participant}/flow_frames/{video}.tar",
+        *_frames_of_2018("flow"),
         "flow/{video}",
+        "flow/{video}.tar",
         *(f"flow/{{video}}.{extension}" for extension in ("flow.mkv", "mkv", "mp4")),
     ),
     **{
@@ -77,6 +94,12 @@ def frame_rate(video: str, rates: Mapping[str, float] | None = None) -> float:
     if number.isdigit() and len(number) == 2:
         return FRAMES_2018
     return (rates or {}).get(video, FRAMES_2020)
+
+
+def flow_stride(video: str) -> int:
+    """Frames from one field of the official flow to the next."""
+    number = video.rpartition("_")[2]
+    return FLOW_STRIDE_2018 if number.isdigit() and len(number) == 2 else 1
 
 
 def read_rates(path: Path) -> dict[str, float]:
@@ -121,6 +144,7 @@ def _official_segment(
         "start_frame": str(frames[0]),
         "stop_frame": str(frames[1]),
         "frames_per_second": f"{rate:g}",
+        "flow_frames_per_second": f"{rate / flow_stride(video):g}",
     }
     if row.get("narration"):
         extra["narration"] = row["narration"]
@@ -183,5 +207,7 @@ def strange_note(path: Path, rows: OfficialRows) -> tuple[str, ...]:
 
 
 def frame_rates_of(paths: Mapping[str, str]) -> dict[str, float | str]:
-    """As in `Dataset.frame_rates`: official frames of rgb count at the rate of the annotations."""
-    return {"rgb": "frames_per_second"} if "rgb_frames" in paths.get("rgb", "") else {}
+    """As in `Dataset.frame_rates`: official frames of rgb count at the rate of the annotations, flow at its own."""
+    rates = {"rgb": "frames_per_second", "flow": "flow_frames_per_second"}
+    official = ("rgb_frames", "flow_frames", "frames_rgb_flow")
+    return {stream: rate for stream, rate in rates.items() if any(name in paths.get(stream, "") for name in official)}

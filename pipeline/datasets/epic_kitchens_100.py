@@ -17,6 +17,7 @@ Layout (the annotation files may also lie in annotations/ or epic-kitchens-100-a
     EPIC_100_video_info.csv                                                      optional: frame rates
     P01/videos/P01_101.MP4                         as the download scripts leave them; or videos/P01_101.mp4
     P01/rgb_frames/P01_101/frame_0000000001.jpg    frames in the place of videos
+    P01/flow_frames/P01_101/{u,v}/frame_0000000001.jpg    optional: flow; or P01_101.tar of either
 
 With annotations="rulstm": training.csv validation.csv test_timestamps.csv actions.csv validation_*_ids.csv.
 

@@ -17,6 +17,7 @@ Layout (the annotation files may also lie in annotations/ or epic-kitchens-55-an
     EPIC_many_shot_{verbs,nouns,actions}.csv         optional: many-shot classes
     P01/videos/P01_01.MP4                            as the download scripts leave them; or videos/train/P01/P01_01.MP4
     P01/rgb_frames/P01_01/frame_0000000001.jpg       frames in the place of videos
+    P01/flow_frames/P01_01/{u,v}/frame_0000000001.jpg    optional: flow; or P01_01.tar of either
 
 With annotations="rulstm": training.csv validation.csv test_seen.csv test_unseen.csv actions.csv, and the three lists of
 many-shot classes. Verbs and nouns are named by EPIC_{verb,noun}_classes.csv where these are there, else by the most

@@ -6,7 +6,7 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..video import VideoError
@@ -96,9 +96,12 @@ class FolderOfFrames:
 
 
 class TarOfFrames:
-    """The files of an uncompressed tar, read at their offsets (thread-safe: no shared file position)."""
+    """The files of an uncompressed tar, read at their offsets (thread-safe: no shared file position).
 
-    def __init__(self, path: str) -> None:
+    parents: folders whose files are named FOLDER/NAME, and count as lying in the folder above.
+    """
+
+    def __init__(self, path: str, parents: Collection[str] = ()) -> None:
         self.damage: str | None = None
         members: dict[str, tuple[int, int]] = {}
         folders = set()
@@ -108,6 +111,9 @@ class TarOfFrames:
                     for member in tar:
                         folder, name = os.path.split(os.path.normpath(member.name))
                         if member.isreg() and not member.issparse() and not name.startswith("."):
+                            above, parent = os.path.split(folder)
+                            if parent in parents:
+                                folder, name = above, f"{parent}/{name}"
                             members[name] = (member.offset_data, member.size)
                             if extension_of(name) in IMAGE_EXTENSIONS:
                                 folders.add(folder)
