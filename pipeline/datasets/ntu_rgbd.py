@@ -20,10 +20,10 @@ There is no list of samples: they are the names that lie in the folders of all s
 setup (S), camera (C), subject (P), repetition (R) and action (A), counted from 1; the class number is one less. With
 one folder for each setup name the place: paths={"rgb": "nturgb+d_rgb_s{setup}/{video}_rgb.avi"}.
 
-A segment is a whole video. Folders of frames count at 30 a second. Depth and infrared are one channel. Depth is 16 bit in
-millimetres, all of which are read; 0 is nothing measured, or in masked depth nobody. A Kinect v2 sees from 500 to 4500:
-`StreamSpec(stream="depth", depth_range=(500, 4500))` spreads these over the scale, and colour_map="jet" paints them,
-which is what public code that fuses depth with rgb trains on.
+A segment is a whole video. Folders of frames count at 30 a second. Depth and infrared are one channel. Depth is 16 bit
+in millimetres, all of which are read; 0 is nothing measured, or in masked depth nobody. A Kinect v2 sees from 500 to
+4500: `StreamSpec(stream="depth", depth_range=(500, 4500))` spreads these over the scale, and colour_map="jet" paints
+them, which is what public code that fuses depth with rgb trains on.
 
 The names of the classes and the layout of the folders follow the public description.
 """

@@ -1,6 +1,7 @@
 """Depth of 16 bits: read exactly, cut by the nearest pixel, scaled by a stated rule; 8 bits stay what they were."""
 
 import pickle
+import shutil
 import tarfile
 
 import cv2
@@ -31,7 +32,7 @@ from actionfuse.train.rgbd import join_depth
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 
 
-def write_depth(folder, name="MDepth-%08d.png", frames=FRAMES, low=0, extension=""):
+def write_depth(folder, name="MDepth-%08d.png", frames=FRAMES, low=0):
     """Frames of numbers over all of 0..65535, of which no two in a frame are equal; `low` changes their low byte."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = np.random.default_rng(0).permutation(65536)[: frames * HEIGHT * WIDTH].astype(np.uint16)
@@ -156,7 +157,7 @@ def test_samples_differ_where_low_bytes_do(tmp_path, options):
     one, two = (sample.streams["depth"] for sample in (dataset[0], dataset[1]))
     assert one.dtype == torch.float32 and one.shape == (4, 32, 32, 3 if "colour_map" in options else 1)
     assert (one != two).any(-1).float().mean() > (0.9 if "colour_map" in options else 0.9999)
-    assert 0 < (one - two).abs().max() < 4 * 3 / 257 + 1e-3
+    assert 0 < (one - two).abs().max() < 6 * 3 / 257  # jet rises by 5 levels a step at most
     if not options:
         spec = stream_spec(InputSpec(crop=32, resize_side=32, frames=4), "depth")
         batch = collate([dataset[0], dataset[1]])["streams"]["depth"]
@@ -231,9 +232,7 @@ def test_ucla_reads_depth_of_16_bits_beside_rgb(tmp_path):
     for n in range(1, 5):
         Image.fromarray(np.full((HEIGHT, WIDTH, 3), 40 * n, np.uint8)).save(episode / f"frame_{n}_tc_99_rgb.jpg")
     (tmp_path / "view_2/a02_s01_e00").mkdir(parents=True)
-    (tmp_path / "view_2/a02_s01_e00/frame_1_tc_99_rgb.jpg").write_bytes(
-        (episode / "frame_1_tc_99_rgb.jpg").read_bytes()
-    )
+    shutil.copy(episode / "frame_1_tc_99_rgb.jpg", tmp_path / "view_2/a02_s01_e00")
     data = load_dataset("nw_ucla", tmp_path, "train")
     size = {"frames": 4, "fps": 30, "resize_side": HEIGHT, "crop": HEIGHT}
     streams = [StreamSpec(**size), StreamSpec(stream="depth", **size)]
