@@ -338,6 +338,7 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
     from ..pipeline.clip_spec import FeatureSpec
     from ..pipeline.spectrogram import SpectrogramPreset
     from .build import feature_width
+    from .rgbd import join_channels
 
     generator = torch.Generator().manual_seed(size)
     streams: dict[str, Any] = {}
@@ -355,6 +356,10 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
             shape = (size, spec.frames, spec.crop, spec.crop, channels)
             streams[spec.name] = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
             entries = entries or spec.frames
+    joined = [name for name, spec in model.input_specs.items() if spec.stream == "rgbd"]
+    for name in joined:
+        depth, rgb = streams.pop("depth"), streams.pop("rgb")
+        streams = {name: join_channels(rgb, depth), **streams}
     boxes: dict[str, Any] = {}
     if model.head.needs_boxes:
         count = recipe.head.options.get("instances", 4)

@@ -116,6 +116,27 @@ def test_random_batches_are_what_the_data_would_be(name, tmp_path_factory):
         }, group
 
 
+def test_an_rgbd_recipe_is_planned_with_batches_like_those_of_its_data(tmp_path_factory):
+    from actionfuse.pipeline.samples import collate
+    from actionfuse.train.build import build_dataset, make_task
+
+    small = ["streams.rgb.backbone=swin3d_t", "streams.rgb.options={stream: rgbd}", "streams.rgb.clip.frames=2"]
+    root = tiny_kitchen(tmp_path_factory)
+    recipe = load_recipe("kitchen_rgb", [*SMALL, *small, f"data.root={root}", "optim.batch=2", "run.workers=0"])
+    split = load_split(recipe, recipe.data.train)
+    model = build_model(recipe, split.classes)
+    dataset = build_dataset(recipe, split, model, make_task(recipe.task), training=True)
+    real = collate([dataset[n] for n in range(2)])
+    made = random_batch(recipe, stream_specs(recipe, model.input_specs), model, 2)
+    for group in ("streams", "masks"):
+        assert {k: (v.shape, v.dtype) for k, v in real[group].items()} == {
+            k: (v.shape, v.dtype) for k, v in made[group].items()
+        }
+    assert made["streams"]["rgb"][..., 3].max() <= 75
+    plan = make_plan(recipe, steps=1)
+    assert plan.measured_batches == (2,) and plan.segment_bytes > 0 and plan.segment_seconds > 0
+
+
 def test_every_dataset_of_a_recipe_is_known():
     assert {load_recipe(name).data.dataset for name in list_recipes()} <= set(KNOWN)
 
