@@ -213,7 +213,7 @@ def make_plan(
 def _is_listed(path: str) -> bool:
     from ..pipeline.remote import is_remote_folder
 
-    return is_url(path) and not path.endswith((".txt", ".csv")) and is_remote_folder(path)
+    return is_url(path) and not path.lower().endswith((".txt", ".csv")) and is_remote_folder(path)
 
 
 def my_shards(plan: ShardPlan, chosen: list[int] | None, parts: int | None) -> list[Shard]:
