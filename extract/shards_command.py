@@ -22,7 +22,7 @@ from .objects import open_objects
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    steps = parser.add_subparsers(dest="step", metavar="plan|run|verify", required=True)
+    steps = parser.add_subparsers(dest="step", metavar="plan|run|verify", required=True, help="what to do")
     plan = steps.add_parser("plan", help="divide the inputs into shards; the same call gives the same plan")
     command.add_arguments(plan)
     plan.add_argument("--shards", type=int, metavar="N", help="number of shards (default: 256 videos each)")
