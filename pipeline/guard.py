@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LEAST_BEAT_SECONDS = 0.2
+_LOOKS = 8  # a wait takes at most this share of the patience, so a stop costs no more of it
 _hook: Callable[[], None] | None = None
 _parent: Connection | None = None  # set in children only
 _last_beat = 0.0
@@ -78,12 +79,18 @@ def guarded_map(
             busy = [child for child in pool if child.number is not None]
             if not busy:
                 return
-            patience = min(child.gives_up_at(silence_seconds) for child in busy) - time.monotonic()
-            ready = wait([child.connection for child in busy], max(0.0, patience))
+            # Only watched silence counts, in short waits: where this process and its children were stopped together
+            # (SIGSTOP, a suspended machine), they have all been silent, and nothing hangs.
+            patience = min(child.patience_seconds(silence_seconds) for child in busy)
+            asked = max(0.0, min(patience, silence_seconds / _LOOKS))
+            began = time.monotonic()
+            ready = wait([child.connection for child in busy], asked)
+            watched = min(time.monotonic() - began, asked)
             for child in busy:
+                child.silent_seconds += watched
                 if child.connection in ready:
                     kind, result = child.receive()
-                elif time.monotonic() > child.gives_up_at(silence_seconds):
+                elif child.patience_seconds(silence_seconds) <= 0:
                     kind, result = "lost", Lost(f"no sign of life for {silence_seconds:g} s: given up")
                 else:
                     continue
@@ -119,7 +126,7 @@ class _Child:
     def __init__(self, function: Callable) -> None:
         self.number: int | None = None
         self.item: Any = None
-        self.silent_since = 0.0
+        self.silent_seconds = 0.0
         self._started = False
         self.connection, theirs = Pipe()
         with theirs:
@@ -128,19 +135,20 @@ class _Child:
         self.connection.send(sys.path)  # first: the function's module may be found only there
         self.connection.send(function)
 
-    def gives_up_at(self, silence_seconds: float) -> float:
+    def patience_seconds(self, silence_seconds: float) -> float:
+        """How much longer it may be silent."""
         # Starting Python on a busy machine is not the item's fault.
-        return self.silent_since + (silence_seconds if self._started else max(60.0, silence_seconds))
+        return (silence_seconds if self._started else max(60.0, silence_seconds)) - self.silent_seconds
 
     def give(self, number: int, item: Any) -> None:
-        self.number, self.item, self.silent_since = number, item, time.monotonic()
+        self.number, self.item, self.silent_seconds = number, item, 0.0
         try:
             self.connection.send(item)
         except BrokenPipeError:
             pass  # it died before it read: receive says so
 
     def receive(self) -> tuple[str, Any]:
-        self.silent_since = time.monotonic()
+        self.silent_seconds = 0.0
         try:
             message = self.connection.recv()
             self._started = True

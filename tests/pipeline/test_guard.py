@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from actionfuse.pipeline import guard
 from actionfuse.pipeline.guard import Lost, guarded_map
 
 
@@ -30,3 +31,17 @@ def test_what_the_function_raises_is_raised_here():
         list(guarded_map(math.factorial, [3, -1]))
     with pytest.raises(ValueError, match="workers is 0"):
         list(guarded_map(math.factorial, [3], workers=0))
+
+
+def test_a_stop_of_all_processes_is_no_silence(monkeypatch: pytest.MonkeyPatch):
+    # The clock jumps within a wait, as it does for a process that is stopped and goes on: SIGSTOP, a suspended machine.
+    now, stopped = time.monotonic, [0.0]
+
+    def stop(connections, timeout):
+        stopped[0] += 1000.0
+        return real(connections, min(timeout, 0.05))
+
+    real = guard.wait
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now() + stopped[0])
+    monkeypatch.setattr(guard, "wait", stop)
+    assert list(guarded_map(time.sleep, [0, 0.1], silence_seconds=1000.0)) == [(0, None), (0.1, None)]
