@@ -1,0 +1,232 @@
+"""Heads, and the best of them end to end, against the ceilings of the synthetic kitchen; writes `kitchen.md`.
+
+    python benchmarks/bench_kitchen.py                    # all that is missing, then the tables
+    python benchmarks/bench_kitchen.py --only table       # the tables of what is there
+
+Stages: synth (`actionfuse synth --size full`), tune (a backbone per stream), extract (`actionfuse extract`), heads
+(all fusions on stored features, recognition and anticipation), compositional (Interactive Fusion), pixels (the best two
+end to end), table. Nothing is computed twice: a finished run is a file in WORK/results, an unfinished one goes on where
+it was, and a run whose recipe has changed is refused until its folder is removed. Killed at any moment, the same call
+goes on. No stage is limited in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import kitchen_runs as runs
+from _common import machine
+from kitchen_runs import Planned
+from kitchen_table import best_fusions, read_results, write_table
+
+STAGES = ("synth", "tune", "extract", "heads", "compositional", "pixels", "table")
+_COMMAND = [sys.executable, "-m", "actionfuse.cli"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/actionfuse-bench/kitchen-full"))
+    parser.add_argument("--size", default="full", help="of the kitchen (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pixel-seeds", type=int, default=3, help="of the runs end to end")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument(
+        "--streams", nargs="+", choices=runs.STREAMS, default=list(runs.STREAMS), help="of tune, extract"
+    )
+    parser.add_argument("--epochs", type=int, help="of every run, to try the script: batches are then small as well")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kitchen.md"))
+    args = parser.parse_args()
+    work, streams = args.work.absolute(), tuple(args.streams)
+    if "synth" in args.only:
+        synthesise(work, args.size)
+    if "tune" in args.only:
+        for planned in runs.tuning(work, streams=streams):
+            tune(planned, work, args.epochs)
+    if "extract" in args.only:
+        for stream in streams:
+            extract(work, stream)
+    if "heads" in args.only:
+        planned = runs.on_features(work, widths(work), args.seeds, ("recognition", "anticipation"))
+        for each in planned:
+            train(each, work, args.epochs)
+            if each.method == "MIMO":
+                reallocate(each, work)
+    if "compositional" in args.only:
+        for planned in runs.tuning(work, split="compositional", streams=("rgb",)):
+            tune(planned, work, args.epochs)
+        for each in runs.interactive(work, args.seeds):
+            train(each, work, args.epochs)
+    if "pixels" in args.only:
+        for each in runs.from_pixels(work, best_fusions(read_results(work), 2), args.pixel_seeds):
+            train(each, work, args.epochs)
+    if "table" in args.only:
+        write_table(work, args.out, machine())
+        print(f"wrote {args.out}")
+
+
+def synthesise(work: Path, size: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*_COMMAND, "synth", str(work / "kitchen"), "--size", size], check=True)
+
+
+def tune(planned: Planned, work: Path, epochs: int | None) -> None:
+    """Train a backbone and write it as `actionfuse extract` reads it."""
+    from actionfuse.backbones import save_backbone
+    from actionfuse.train import load_model
+
+    train(planned, work, epochs)
+    (stream,) = planned.recipe["streams"]
+    target = runs.weights(work, stream, "compositional" if "compositional" in planned.group else "")
+    if not target.is_file():
+        backbone: Any = load_model(work / "runs" / planned.name).backbones[stream]
+        save_backbone(backbone, target)
+
+
+def extract(work: Path, stream: str) -> None:
+    """Features of all videos; what is there already is not made again."""
+    folder = {"depth": "depth", "ir": "ir"}.get(stream, "videos")
+    began = time.perf_counter()
+    command = [
+        *_COMMAND,
+        "extract",
+        str(work / "kitchen" / folder),
+        *("--out", str(work / "features"), "--backbone", f"{runs.BACKBONE}@{stream}"),
+        *("--weights", str(runs.weights(work, stream)), "--quiet", "--workers", "1", "--store", "npy"),
+        *("--timeout", "3600"),  # a stopped process is not a hanging one
+        *runs.EXTRACTED[stream],
+    ]
+    subprocess.run(command, check=True)
+    kept = work / "results" / f"extract-{stream}.json"
+    if not kept.is_file():
+        keep(kept, {"group": "extract", "method": stream, "seconds": time.perf_counter() - began})
+
+
+def widths(work: Path) -> dict[str, int]:
+    """Of the streams whose features are there."""
+    from actionfuse.pipeline.features import FeatureStore
+
+    found = {}
+    for stream in runs.STREAMS:
+        if runs.store(work, stream).is_dir():
+            features = FeatureStore.open(runs.store(work, stream))
+            found[stream] = int(features.read(features.keys()[0]).data.shape[1])
+    if not found:
+        raise SystemExit("no features are there: run the stages tune and extract first")
+    return found
+
+
+def train(planned: Planned, work: Path, epochs: int | None) -> bool:
+    """Train to the end, or go on; keep the results of the last test. False where it was done before."""
+    from actionfuse.train.engine import Trainer
+    from actionfuse.train.recipe import recipe_of
+
+    kept = work / "results" / f"{planned.name}.json"
+    content = planned.recipe
+    if epochs is not None:
+        content = {
+            **content,
+            "run": {**content["run"], "epochs": epochs},
+            "optim": {**content["optim"], "batch": 8},
+        }
+    if kept.is_file():
+        if json.loads(kept.read_text())["recipe"] != content:
+            raise SystemExit(f"{kept} is of another recipe; remove it and runs/{planned.name} to train anew")
+        return False
+    print(f"{planned.group}: {planned.method}, seed {planned.seed}", flush=True)
+    began, cpu = time.perf_counter(), time.process_time()
+    recipe = recipe_of({"name": planned.name, **content}, planned.name)
+    trainer = Trainer(recipe, work / "runs" / planned.name, quiet=True)
+    # A run that was done, but killed before its results were kept, tests nothing again.
+    results = trainer.run() or last_test(work / "runs" / planned.name)
+    row = {
+        "group": planned.group,
+        "method": planned.method,
+        "seed": planned.seed,
+        "streams": list(content["streams"]),
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - cpu,
+        "segments": len(trainer.test_split.segments),
+        "unseen": {name: unseen(dataset) for name, dataset in trainer.test_sets.items()},
+        "results": results,
+        "recipe": content,
+    }
+    keep(kept, row)
+    key = "action/top1_accuracy" if "action/top1_accuracy" in results else "verb/top1_accuracy"
+    print(f"    {key} {results[key]:.3f}, {row['seconds']:.0f} s", flush=True)
+    return True
+
+
+def last_test(run: Path) -> dict[str, float]:
+    """Results of the last test that a run's log holds."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "test"][-1]
+    return {name: value for name, value in last.items() if name not in ("kind", "epoch", "step")}
+
+
+def unseen(dataset: Any) -> int:
+    """Segments of which nothing can be observed, as the first of a video two seconds before it: the test leaves them
+    out, the ceiling does not."""
+    early = [k for k, segment in enumerate(dataset.dataset.segments) if segment.start_seconds < runs.TAU_O]
+    return sum(bool(dataset[k].error) for k in early)
+
+
+def reallocate(planned: Planned, work: Path) -> None:
+    """MIMO's weights of attention in testing, searched on one half of the validation videos and scored on the other."""
+    from actionfuse.fusion.reallocation import tune_reallocation
+    from actionfuse.pipeline.order import EpochSampler
+    from actionfuse.pipeline.samples import make_loader
+    from actionfuse.train.build import build_dataset, load_split, make_task
+    from actionfuse.train.model import load_model
+    from actionfuse.train.recipe import recipe_of
+
+    name = planned.name.replace("mimo", runs.slug(runs.REALLOCATED))
+    kept = work / "results" / f"{name}.json"
+    if kept.is_file():
+        return
+    recipe = recipe_of({"name": planned.name, **planned.recipe}, planned.name)
+    model = load_model(work / "runs" / planned.name)
+    split = load_split(recipe, recipe.data.test)
+    dataset = build_dataset(recipe, split, model, make_task(recipe.task), training=False)
+    videos = {video: number for number, video in enumerate(sorted({s.video for s in split.segments}))}
+    halves: tuple[list, list] = ([], [])
+    sampler = EpochSampler(len(dataset), shuffle=False)
+    for number, raw in enumerate(make_loader(dataset, batch_size=1, sampler=sampler, num_workers=0)):
+        if raw["id"]:
+            halves[videos[split.segments[number].video] % 2].append((raw["streams"], raw["masks"], raw["labels"]))
+    right, chosen = 0.0, []
+    head: Any = model.head
+    for tuned, scored in (halves, halves[::-1]):
+        found = tune_reallocation(head, tuned)
+        chosen.append(found.weights["action"])
+        for streams, masks, labels in scored:
+            right += float(head(streams, None, masks).logits["action"].argmax() == labels["action"])
+    keep(
+        kept,
+        {
+            "group": planned.group,
+            "method": runs.REALLOCATED,
+            "seed": planned.seed,
+            "streams": list(planned.recipe["streams"]),
+            "seconds": 0.0,
+            "segments": len(split.segments),
+            "results": {"action/top1_accuracy": right / len(split.segments)},
+            "weights": chosen,
+        },
+    )
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(row, indent=1))
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

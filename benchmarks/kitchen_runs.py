@@ -1,0 +1,252 @@
+"""What `bench_kitchen.py` trains: recipes of the synthetic kitchen, as plain mappings that `actionfuse train` reads.
+
+Backbones are tuned on whole actions, one stream at a time. Features are windows of a second, four a second, of whole
+videos, so that recognition and anticipation read the same store; a row says when its window ends, and anticipation
+takes none that ends after what may be seen. Heads are then trained on the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STREAMS = ("rgb", "flow", "depth", "ir", "audio")
+BACKBONE = "tsm:test_resnet"
+FEATURE_FPS = 4  # rows of a store a second
+TAU_O = 5.0
+TAU_A = (2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)
+
+# How a clip is cut: in tuning, and as `actionfuse extract` cuts windows. Pictures lose a quarter of their width.
+TUNED = {
+    "rgb": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
+    "flow": {"frames": 16, "fps": 8, "side": 64, "crop": 64, "flow_method": "dis_fast"},
+    "depth": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
+    "ir": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
+    "audio": {"frames": 8, "fps": 4, "audio_preset": "vggish"},
+}
+EXTRACTED = {
+    **{
+        stream: ["--fps", "8", "--clip-frames", "8", "--clip-stride", "2", "--side", "64", "--crop", "64"]
+        for stream in ("rgb", "flow", "depth", "ir")
+    },
+    "audio": ["--fps", "4", "--clip-frames", "3", "--clip-stride", "1", "--audio-preset", "vggish"],
+}
+EXTRACTED["flow"] = [*EXTRACTED["flow"], "--flow-stack", "1"]
+
+TUNING = {
+    "name": "adamw",
+    "lr": 2e-3,
+    "batch": 16,
+    "weight_decay": 0.05,
+    "no_decay_norms": True,
+    "schedule": "cosine",
+    "warmup_epochs": 0.5,
+    "clip_norm": 5.0,
+}
+HEADS = {**TUNING, "lr": 1e-3, "batch": 64, "warmup_epochs": 1}
+TUNING_EPOCHS = {"rgb": 12, "flow": 12, "depth": 12, "ir": 12, "audio": 12}
+HEAD_EPOCHS = 20
+
+# method -> (head, its options)
+FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "concat": ("concat", {"dropout": 0.2}),
+    "late fusion": ("late_fusion", {"width": 128, "heads": 4}),
+    "MIF, parallel": ("mif_parallel", {"width": 128, "heads": 4}),
+    "MIF, progressive": ("mif_progressive", {"width": 128, "heads": 4}),
+    "MIMO without allocation": ("query", {"width": 128, "heads": 4}),
+    "MIMO": ("mimo", {"width": 128, "heads": 4, "allocation_weight": 0.1}),
+    "M-Mixer": ("mmixer", {"width": 128}),
+}
+REALLOCATED = "MIMO with reallocation"
+INTERACTIVE: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("interactive", {"width": 128, "steps": 16, "interaction": False}),
+    "interaction": ("interactive", {"width": 128, "steps": 16, "prediction": False}),
+    "interaction and prediction": ("interactive", {"width": 128, "steps": 16, "prediction_weight": 5.0}),
+}
+TASKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    # task -> (task, sampling, rows of a store in a sample)
+    "recognition": ({"kind": "recognition"}, {"rule": "segments"}, 8),
+    "anticipation": (
+        {"kind": "anticipation", "tau_a": 1.0, "tau_o": TAU_O, "test_tau_a": [t for t in TAU_A if t != 1.0]},
+        {"rule": "last"},
+        round(TAU_O * FEATURE_FPS),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: its place in the tables, and the recipe. name is that of its folder."""
+
+    name: str
+    group: str
+    method: str
+    seed: int
+    recipe: dict[str, Any]
+
+
+def tuning(work: Path, *, split: str = "", streams: tuple[str, ...] = STREAMS) -> Iterator[Planned]:
+    """Backbones: one stream each, one seed. split: "" or "compositional"."""
+    for stream in streams:
+        data = {"dataset": "kitchen", "root": str(work / "kitchen")}
+        if split:
+            data |= {"train": f"{split}_train", "test": f"{split}_validation", "tasks": ["verb", "noun"]}
+        yield Planned(
+            f"tune-{split}-{stream}" if split else f"tune-{stream}",
+            f"backbone {split}".strip(),
+            stream,
+            0,
+            {
+                "data": data,
+                "sampling": {"rule": "strided"},
+                "streams": {stream: pixels(stream)},
+                "head": {"name": "concat", "options": {"dropout": 0.2}},
+                "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
+                "optim": TUNING,
+                "run": {
+                    "epochs": TUNING_EPOCHS[stream],
+                    "workers": 0,
+                    "keep": 1,
+                    "test_every": TUNING_EPOCHS[stream],
+                    "save_minutes": 2.0,
+                    "monitor": "verb/top1_accuracy" if split else "action/top1_accuracy",
+                },
+            },
+        )
+
+
+def pixels(stream: str) -> dict[str, Any]:
+    """A stream of clips through its backbone."""
+    return {"backbone": BACKBONE, "clip": TUNED[stream], "options": {"flow_stack": 1} if stream == "flow" else {}}
+
+
+def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[str, ...]) -> Iterator[Planned]:
+    """Heads on stored features: all seeds of the first, then the next ones."""
+    for task in tasks:
+        observed, sampling, rows = TASKS[task]
+        methods = {stream: ("concat", {"dropout": 0.2}, (stream,)) for stream in widths} | {
+            method: (*head, tuple(widths)) for method, head in FUSIONS.items()
+        }
+        for seed in range(seeds):
+            for method, (head, options, streams) in methods.items():
+                yield Planned(
+                    f"{task}-{slug(method)}-{seed}",
+                    task,
+                    method,
+                    seed,
+                    {
+                        "data": {"dataset": "kitchen", "root": str(work / "kitchen")},
+                        "task": observed,
+                        "sampling": sampling,
+                        "inputs": "features",
+                        "streams": {
+                            stream: {
+                                "features": str(store(work, stream)),
+                                "feature_dim": widths[stream],
+                                "key": "{video}.mp4",
+                                "clip": {"frames": rows, "fps": FEATURE_FPS},
+                            }
+                            for stream in streams
+                        },
+                        "head": {"name": head, "options": options},
+                        "optim": HEADS,
+                        "run": {
+                            "epochs": HEAD_EPOCHS,
+                            "seed": seed,
+                            "workers": 0,
+                            "keep": 1,
+                            "test_every": HEAD_EPOCHS,
+                            "monitor": "action/top1_accuracy",
+                        },
+                    },
+                )
+
+
+def from_pixels(work: Path, methods: tuple[str, ...], seeds: int) -> Iterator[Planned]:
+    """Fusions end to end, from the tuned backbones."""
+    for seed in range(seeds):
+        for method in methods:
+            head, options = FUSIONS[method]
+            yield Planned(
+                f"pixels-{slug(method)}-{seed}",
+                "recognition, end to end",
+                method,
+                seed,
+                {
+                    "data": {"dataset": "kitchen", "root": str(work / "kitchen")},
+                    "sampling": {"rule": "strided"},
+                    "streams": {
+                        stream: {**pixels(stream), "weights": str(weights(work, stream)), "lr_scale": 0.2}
+                        for stream in STREAMS
+                    },
+                    "head": {"name": head, "options": options},
+                    "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
+                    "optim": {**TUNING, "lr": 1e-3},
+                    "run": {
+                        "epochs": 4,
+                        "seed": seed,
+                        "workers": 0,
+                        "keep": 1,
+                        "test_every": 4,
+                        "save_minutes": 2.0,
+                        "monitor": "action/top1_accuracy",
+                    },
+                },
+            )
+
+
+def interactive(work: Path, seeds: int) -> Iterator[Planned]:
+    """Interactive Fusion of boxes and maps of rgb. The backbone was tuned on the same training pairs and is frozen."""
+    for seed in range(seeds):
+        for method, (head, options) in INTERACTIVE.items():
+            yield Planned(
+                f"compositional-{slug(method)}-{seed}",
+                "compositional",
+                method,
+                seed,
+                {
+                    "data": {
+                        "dataset": "kitchen",
+                        "root": str(work / "kitchen"),
+                        "train": "compositional_train",
+                        "test": "compositional_validation",
+                        "tasks": ["verb", "noun"],
+                    },
+                    "sampling": {"rule": "strided"},
+                    "streams": {
+                        "rgb": {
+                            **pixels("rgb"),
+                            "weights": str(weights(work, "rgb", "compositional")),
+                            "freeze": True,
+                        }
+                    },
+                    "head": {"name": head, "options": options},
+                    "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
+                    "optim": {**HEADS, "batch": 32},
+                    "run": {
+                        "epochs": 8,
+                        "seed": seed,
+                        "workers": 0,
+                        "keep": 1,
+                        "test_every": 8,
+                        "save_minutes": 2.0,
+                        "monitor": "verb/top1_accuracy",
+                    },
+                },
+            )
+
+
+def weights(work: Path, stream: str, split: str = "") -> Path:
+    """The tuned backbone of a stream."""
+    return work / "backbones" / f"{split}-{stream}.safetensors".lstrip("-")
+
+
+def store(work: Path, stream: str) -> Path:
+    """The features of a stream, as `actionfuse extract` names their folder."""
+    return work / "features" / f"{BACKBONE.replace(':', '-')}-{stream}"
+
+
+def slug(method: str) -> str:
+    return method.lower().replace(",", "").replace(" ", "-")
