@@ -32,7 +32,7 @@ HEADS = {
     "kitchen_rgb": ("rgb alone", ("rgb",)),
     "kitchen_flow": ("flow alone", ("flow",)),
     "kitchen_audio": ("audio alone", ("audio",)),
-    "kitchen_concat": ("early fusion (concatenation)", STREAMS),
+    "kitchen_concat": ("early fusion (concat)", STREAMS),
     "kitchen_late": ("late fusion", STREAMS),
     "kitchen_mif_parallel": ("MIF, parallel", STREAMS),
     "kitchen_mif_progressive": ("MIF, progressive", STREAMS),
@@ -62,12 +62,15 @@ def main(args: argparse.Namespace) -> int:
         calls.append(["evaluate", str(runs / recipe), "--json", str(runs / recipe / "results.json"), "--quiet"])
     calls.append(["report", str(runs / "kitchen_mimo"), "--quiet"])
     calls.append(["report", str(runs / END_TO_END), "--quiet"])
+    took = []
     for call in calls:
+        started = time.monotonic()
         code = run(call)
         if code:
             return code
+        took.append(time.monotonic() - started)
     rows = compare(runs, kitchen)
-    page = write_page(args.out, rows, time.monotonic() - began)
+    page = write_page(args.out, rows, list(zip(calls, took, strict=True)))
     print(f"\n{as_text(rows)}\n\n{page} shows it all ({time.monotonic() - began:.0f} s)")
     return 0
 
@@ -146,8 +149,10 @@ def _percent(value: str | float) -> str:
     return "-" if value != value else f"{100 * value:.1f}"
 
 
-def write_page(out: Path, rows: Sequence[Mapping[str, str | float]], seconds: float) -> Path:
-    """index.html: the table, with links to the reports of single runs."""
+def write_page(
+    out: Path, rows: Sequence[Mapping[str, str | float]], commands: Sequence[tuple[Sequence[str], float]]
+) -> Path:
+    """index.html: the kitchen, the table, links to the reports of single runs, the commands and their seconds."""
     from ..pipeline.annotations import replacing
     from .report_page import page, table
 
@@ -158,12 +163,18 @@ def write_page(out: Path, rows: Sequence[Mapping[str, str | float]], seconds: fl
         for row in rows
         if (out / "runs" / str(row["run"]) / "report.html").is_file()
     )
+    typed = "\n".join(f"{seconds:6.1f} s  actionfuse {shlex.join(call)}" for call, seconds in commands)
     sections = [
-        ("table", "Top-1 accuracy, per cent", table(head, shown, sortable=True)),
+        ("table", "Top-1 accuracy, per cent", table(head, shown, sortable=True, scroll=True)),
+        ("kitchen", "The kitchen", '<img src="kitchen/contact_sheet.jpg" alt="frames" style="max-width:100%">'),
         ("runs", "Reports of single runs", f"<ul>{links}</ul>"),
         ("table-text", "As text", f"<pre>{escape(as_text(rows))}</pre>"),
+        ("commands", "Commands", f'<pre style="overflow-x:auto">{escape(typed)}</pre>'),
     ]
-    about = f"Heads on features of a frozen ImageNet network; one seed, a small validation split; {seconds:.0f} s."
+    about = (
+        "Heads on features of a frozen ImageNet network, one head tuned end to end; one seed, a small validation "
+        f"split; {sum(seconds for _, seconds in commands):.0f} s."
+    )
     file_path = out / "index.html"
     with replacing(file_path) as file:
         file.write(page("Fusion on the synthetic kitchen", about, sections))
