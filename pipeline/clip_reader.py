@@ -42,11 +42,13 @@ class Entries:
 
     data: (clips, T, ...). seconds: float64 (clips, T), when each was, by the file's own clock (rows of features: when
     they ended). mask: bool (clips, T), False where there is nothing real: before the video began, no sound, no row.
+    pairs: of flow yet to be computed, int64 (clips, T, flow_stack, 2), places in data, frames (clips, F, H, W, 3).
     """
 
     data: np.ndarray
     seconds: np.ndarray
     mask: np.ndarray
+    pairs: np.ndarray | None = None
 
 
 class Shelf:
@@ -229,6 +231,17 @@ def plan_flow(times: np.ndarray, step_seconds: float, span: tuple[float, float],
     both = np.stack([begins, ends], axis=-1).clip(low, high).round(7)  # so that equal times are equal
     pairs, stacks = np.unique(both.reshape(-1, 2), axis=0, return_inverse=True)
     return FlowPlan(pairs, stacks.reshape(both.shape[:-1]))
+
+
+def plan_frames(plan: FlowPlan) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a FlowPlan, each once: times float64 (clips, F), ascending, the last repeated where a clip has
+    fewer; int64 (clips, T, flow_stack, 2), which two of them make each field.
+    """
+    needed = plan.pairs[plan.stacks]
+    kept = [np.unique(clip) for clip in needed]
+    longest = max(map(len, kept))
+    times = np.stack([np.pad(clip, (0, longest - len(clip)), mode="edge") for clip in kept])
+    return times, np.stack([np.searchsorted(clip, pairs) for clip, pairs in zip(kept, needed, strict=True)])
 
 
 def compute_flow(computer: FlowComputer, frames: np.ndarray) -> np.ndarray:

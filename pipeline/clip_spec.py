@@ -46,7 +46,9 @@ class StreamSpec:
         Training may cut otherwise (`Augmentation`), to the same crop.
     interpolation: how frames are scaled.
     flow_stack, flow_mode: consecutive fields in one entry and which ones (`flow.stack_indices`). Fields are 1 / fps
-        apart. flow_method: how they are computed, where the dataset has no files of flow.
+        apart. flow_method: how they are computed, where the dataset has no files of flow. RAFT is computed where the
+        model is: the sample holds the uint8 frames (F, crop, crop, 3) and `pairs` (see `Sample`) instead.
+    flow_weights: RAFT's, as in FlowComputer: a path, "pretrained" or "random".
     audio_preset: a name of `spectrogram.PRESETS`.
     colour_map: "jet" paints depth or ir after the cut, 0 dark blue and 255 dark red, as red, green, blue: pictures for
         a network of three channels (Garcia et al., TPAMI 2019; M-Mixer, WACV 2023).
@@ -64,6 +66,7 @@ class StreamSpec:
     flow_stack: int = 1
     flow_mode: str = "tsn"
     flow_method: str = "dis_fast"
+    flow_weights: str | None = None
     audio_preset: str = "tbn"
     colour_map: ColourMap | None = None
     depth_range: tuple[float, float] | None = None
@@ -77,6 +80,11 @@ class StreamSpec:
             raise ValueError(f"fps is {self.fps}; it must be positive, or None for every frame")
         if self.flow_mode not in STACK_MODES:
             raise ValueError(f"flow_mode is {self.flow_mode!r}; there are {', '.join(STACK_MODES)}")
+        if self.flow_method.startswith("raft") != (self.flow_weights is not None):
+            raise ValueError(
+                f"flow_method is {self.flow_method!r}, flow_weights {self.flow_weights!r}; raft_small and raft_large "
+                "need weights (the path of a torchvision state dict, or 'pretrained'), other methods have none"
+            )
         as_size(self.size)
         if self.stream == "audio":
             SpectrogramPreset.named(self.audio_preset)
@@ -90,6 +98,11 @@ class StreamSpec:
     @property
     def name(self) -> str:
         return self.stream
+
+    @property
+    def flow_on_device(self) -> bool:
+        """Whether flow, where it is not read from files, is left to the device of the model."""
+        return self.stream == "flow" and self.flow_method.startswith("raft")
 
     @property
     def size(self) -> Size:

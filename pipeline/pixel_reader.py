@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,7 +156,11 @@ class PixelReader:
             elif spec.stream == "flow":
                 step = 1 / spec.fps if spec.fps else clip_reader.frame_seconds(info)
                 fields = clip_reader.plan_flow(plan.times, step, plan.span, spec)
-                wanted.append((plan, fields.pairs, spec.size, fields))
+                if spec.flow_on_device:
+                    size = decode_size(info.height, info.width, geometry, spec)
+                    wanted.append((plan, clip_reader.plan_frames(fields)[0], size, fields))
+                else:
+                    wanted.append((plan, fields.pairs, spec.size, fields))
             else:
                 # Depth is scaled by the nearest pixel, when it is cut.
                 size = Size() if spec.stream == "depth" else decode_size(info.height, info.width, geometry, spec)
@@ -179,6 +183,8 @@ class PixelReader:
         return found
 
     def _entries(self, plan: _Plan, frames: np.ndarray, pts: np.ndarray, fields: FlowPlan | None) -> Entries:
+        if fields is not None and plan.spec.flow_on_device:
+            return Entries(frames, plan.times, plan.real, clip_reader.plan_frames(fields)[1])
         if fields is not None:
             flow = clip_reader.compute_flow(self.shelf.flow(plan.spec.flow_method), frames)
             return Entries(clip_reader.stack_fields(flow, fields), plan.times, plan.real)
@@ -196,6 +202,9 @@ class PixelReader:
     ) -> tuple[dict[str, Entries], dict[str, np.ndarray]]:
         """All clips through all geometries, with colours, codes of flow and the scale of depth."""
         sizes = {spec.name: (spec.crop, spec.crop) for spec in self.pictures}
+        # Frames of flow to come are cut like pictures; their colours stay, and so does every stream's draw.
+        later = {name for name, each in clips.items() if each.pairs is not None}
+        own = {name: size for name, size in sizes.items() if name not in later}
         painted = {spec.name for spec in self.pictures if spec.colour_map is not None}
         ranges = {spec.name: spec.depth_range for spec in self.pictures}
         colours = {}
@@ -209,12 +218,17 @@ class PixelReader:
         lead = clips[self.pictures[0].name]
         for number in range(len(lead.data)):
             tracks = self._boxes(segment, observation, lead.seconds[number])
-            data = {name: each.data[number] for name, each in clips.items()}
-            whole = Clip(data, observation.start_seconds, observation.stop_seconds, tracks)
+            data = {name: each.data[number] for name, each in clips.items() if name not in later}
+            streams = data or {"left as it is": lead.data[number]}  # a Clip must have one
+            whole = Clip(streams, observation.start_seconds, observation.stop_seconds, tracks)
             for geometry in geometries:
-                clip = apply_geometry(whole, geometry, sizes)
+                for name in later:
+                    frames = replace(whole, streams={"rgb": clips[name].data[number]}, boxes=None)
+                    views[name].append(apply_geometry(frames, geometry, {"rgb": sizes[name]}).streams["rgb"])
+                clip = apply_geometry(whole, geometry, own)
                 clip = apply_photometric(clip, colours) if colours else clip
-                for name, view in clip.streams.items():
+                for name in data:
+                    view = clip.streams[name]
                     view = quantise(view) if name == "flow" else view
                     view = scale_depth(view, ranges[name]) if name == "depth" else view
                     views[name].append(paint_jet(view) if name in painted else view)
@@ -223,7 +237,12 @@ class PixelReader:
                     boxes.append(clip.boxes if limit is None else limit_instances(clip.boxes, limit))
         crops = len(geometries)
         found = {
-            name: Entries(_stack(data), np.repeat(clips[name].seconds, crops, 0), np.repeat(clips[name].mask, crops, 0))
+            name: Entries(
+                _stack(data),
+                np.repeat(clips[name].seconds, crops, 0),
+                np.repeat(clips[name].mask, crops, 0),
+                None if (pairs := clips[name].pairs) is None else np.repeat(pairs, crops, 0),
+            )
             for name, data in views.items()
         }
         if not boxes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.optical_flow import RAFT, Raft_Large_Weights, Raft_Small_Weights, raft_large, raft_small
 
-from .flow import FlowMethod
+from .flow import FLOW_BOUND_PIXELS, FlowMethod
 
 _MODELS = {"raft_small": (raft_small, Raft_Small_Weights), "raft_large": (raft_large, Raft_Large_Weights)}
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,9 +55,8 @@ class Raft(FlowMethod):
     @torch.inference_mode()
     def compute(self, prepared: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
         padding = _padding(height, width)
-        left, right, top, bottom = padding
-        cells = (height + top + bottom) * (width + left + right) // 64
-        batch = max(1, min(self.batch_pairs, _CORRELATION_BYTES // (cells * cells * 16 // 3)))
+        left, _, top, _ = padding
+        batch = self._batch(height, width, padding)
         flow = np.empty((len(prepared) - 1, height, width, 2), np.float32)
         # The first frame of a batch is the last one of the batch before: its picture and features are kept.
         images = self._images(prepared[:1], padding)
@@ -70,10 +70,34 @@ class Raft(FlowMethod):
             flow[start : start + len(fields)] = fields.cpu().numpy()
         return flow
 
+    @torch.no_grad()
+    def between(self, frames: Tensor, pairs: Tensor) -> Tensor:
+        """Fields of any pairs of frames, which stay on the device: frames uint8 (F, H, W, 3), pairs int64 (P, 2) ->
+        float32 (P, H, W, 2). A field between two frames that are the same is zero.
+        """
+        height, width = frames.shape[1:3]
+        padding = _padding(height, width)
+        left, _, top, _ = padding
+        batch = self._batch(height, width, padding)
+        used, places = torch.unique(pairs, return_inverse=True)
+        features = torch.cat([self._encode(_normal(frames[part], padding)) for part in used.split(batch)])
+        flow = torch.empty(len(pairs), height, width, 2, device=frames.device)
+        for start in range(0, len(pairs), batch):
+            first, second = pairs[start : start + batch].unbind(1)
+            one, two = places[start : start + batch].unbind(1)
+            fields = self._refine(_normal(frames[first], padding), features[one], features[two])
+            fields = fields[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
+            moves = (frames[first] != frames[second]).flatten(1).any(1)
+            flow[start : start + batch] = torch.where(moves[:, None, None, None], fields, 0.0)
+        return flow
+
+    def _batch(self, height: int, width: int, padding: tuple[int, int, int, int]) -> int:
+        left, right, top, bottom = padding
+        cells = (height + top + bottom) * (width + left + right) // 64
+        return max(1, min(self.batch_pairs, _CORRELATION_BYTES // (cells * cells * 16 // 3)))
+
     def _images(self, frames: Sequence[np.ndarray], padding: tuple[int, int, int, int]) -> Tensor:
-        pixels = torch.from_numpy(np.stack(frames)).to(self.device, non_blocking=True)
-        images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        return F.pad(images, padding, mode="replicate")
+        return _normal(torch.from_numpy(np.stack(frames)).to(self.device, non_blocking=True), padding)
 
     def _autocast(self) -> torch.autocast | nullcontext:
         return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
@@ -104,6 +128,33 @@ class Raft(FlowMethod):
         with self._autocast():
             mask = model.mask_predictor(hidden)
         return _convex_upsample(flow, mask.float())
+
+
+def flow_codes(frames: Tensor, pairs: Tensor, network: Raft) -> Tensor:
+    """Stacks of flow of a batch, where its frames are: (B, [views,] F, H, W, 3) uint8 and (B, [views,] T, L, 2) int64
+    -> uint8 (B, [views,] T, H, W, 2 L), the codes of `flow.quantise`, u, v, u, v, ...
+    """
+    lead, (count, height, width) = frames.shape[:-4], frames.shape[-4:-1]
+    rows = pairs.reshape(-1, *pairs.shape[-3:])
+    rows = rows + count * torch.arange(len(rows), device=rows.device)[:, None, None, None]
+    wanted, places = torch.unique(rows.reshape(-1, 2), dim=0, return_inverse=True)
+    fields = network.between(frames.reshape(-1, height, width, 3), wanted)
+    scale = 255 / (2 * FLOW_BOUND_PIXELS)
+    codes = (fields + FLOW_BOUND_PIXELS).mul_(scale).round_().clamp_(0, 255).to(torch.uint8)
+    stacks = codes[places].view(*rows.shape[:-1], height, width, 2).permute(0, 1, 3, 4, 2, 5).flatten(-2)
+    return stacks.reshape(*lead, *stacks.shape[1:])
+
+
+@lru_cache(maxsize=4)
+def shared_raft(method: str, weights: str, device: torch.device) -> Raft:
+    """One network for all who compute flow on a device; torch's random numbers go on as if it had been there."""
+    with torch.random.fork_rng(devices=[]):
+        return Raft(method, weights=weights, device=str(device), batch_pairs=32)
+
+
+def _normal(pixels: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return F.pad(images, padding, mode="replicate")
 
 
 def _convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Sample:
     masks: bool (T,), False where there is nothing real. seconds: float64 (T,), when each entry was.
     boxes: boxes (T, N, 4), present (T, N), categories (N,), by the entries of the first stream of pictures.
     labels: int64 (), IGNORED where unknown, or bool (classes,) where several hold.
+    pairs: of a stream of flow that is yet to be computed, int64 (T, flow_stack, 2): which two of the frames that the
+    stream holds, uint8 (F, H, W, 3), make each field. flow_network: by which method, with which weights.
     start_seconds, stop_seconds: what was observed. damage: what the decoder could not read, in words.
     error: why there is nothing; then all dictionaries are empty.
     """
@@ -65,6 +67,8 @@ class Sample:
     stop_seconds: float = 0.0
     damage: str = ""
     error: str = ""
+    pairs: dict[str, Tensor] = field(default_factory=dict)
+    flow_network: tuple[str, str] | None = None
 
 
 class SegmentDataset(TorchDataset):
@@ -122,6 +126,9 @@ class SegmentDataset(TorchDataset):
             shelf=Shelf(open_readers, decoder, frame_fps),
         )
         self._check()
+        self._flow_network = next(
+            ((spec.flow_method, spec.flow_weights or "") for spec in self._pixels.specs if spec.flow_on_device), None
+        )
         self._tasks = _label_kinds(segments, classes or {})
         self._stores = {spec.name: store_of(spec) for spec in self._features}
         # Shared, so that workers that live longer than an epoch see it change.
@@ -216,6 +223,8 @@ class SegmentDataset(TorchDataset):
             observation.start_seconds,
             observation.stop_seconds,
             pixels.damage,
+            pairs=tensors({name: each.pairs for name, each in entries.items() if each.pairs is not None}),
+            flow_network=self._flow_network,
         )
 
     def _stored(self, segment: Segment, spec: FeatureSpec, observation: Observation, of_part: Draw) -> Entries:
@@ -283,7 +292,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
     streams (B, [views,] T, ...), masks (B, [views,] T), seconds, boxes {boxes, present, categories} and labels by task,
     each padded with zeros (masks and present: False) to the longest T and the most instances; index, epoch int64 (B,);
-    start_seconds, stop_seconds float64 (B,); id: list of B. broken: what could not be read, and damaged: what was read
+    start_seconds, stop_seconds float64 (B,); id: list of B; pairs, flow_network: as in Sample.
+    broken: what could not be read, and damaged: what was read
     with blemishes, each a list of {id, index, reason}. Where nothing could be read B is 0 and streams are empty.
     """
     whole = [sample for sample in samples if not sample.error]
@@ -291,8 +301,9 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         name: {key: _batched([getattr(sample, name)[key] for sample in whole]) for key in getattr(whole[0], name)}
         if whole
         else {}
-        for name in ("streams", "masks", "seconds", "boxes", "labels")
+        for name in ("streams", "masks", "seconds", "boxes", "labels", "pairs")
     }
+    batch["flow_network"] = whole[0].flow_network if whole else None
     batch["index"] = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
     batch["epoch"] = torch.tensor([sample.epoch for sample in whole], dtype=torch.int64)
     for name in ("start_seconds", "stop_seconds"):

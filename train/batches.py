@@ -15,6 +15,7 @@ from ..backbones import InputSpec
 from ..fusion import Instances
 from ..pipeline.annotations import Segment
 from ..pipeline.order import EpochSampler, epoch_order
+from ..pipeline.raft import flow_codes, shared_raft
 from ..pipeline.sampling import draw
 from .losses import UNKNOWN
 from .mixup import mixup, soft_labels
@@ -87,11 +88,16 @@ class Batch:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes: Mapping[str, int]) -> Batch:
-    """What `samples.collate` gave, on the device; masks that are True everywhere are left out."""
+    """What `samples.collate` gave, on the device; masks that are True everywhere are left out. Flow that was left to
+    the device is computed here.
+    """
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
+    inputs = {name: move(x) for name, x in batch["streams"].items()}
+    for name, pairs in batch.get("pairs", {}).items():
+        inputs[name] = flow_codes(inputs[name], move(pairs), shared_raft(*batch["flow_network"], device))
     masks = {name: mask for name, mask in batch["masks"].items() if not mask.all()}
     boxes = None
     if batch["boxes"]:
@@ -102,7 +108,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
     targets = {task: target_of(label, classes[task], kind, task) for task, label in labels.items()}
     return Batch(
         batch["id"],
-        {name: move(x) for name, x in batch["streams"].items()},
+        inputs,
         {name: move(mask) for name, mask in masks.items()},
         boxes,
         targets,

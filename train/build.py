@@ -194,6 +194,7 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
             interpolation=spec.interpolation,
             flow_stack=spec.flow_stack,
             flow_method=clip.flow_method,
+            flow_weights=clip.flow_weights,
             audio_preset=clip.audio_preset,
             colour_map=clip.colour_map,
             depth_range=clip.depth_range,

@@ -147,7 +147,7 @@ class _Live:
 
 def _size(spec: StreamSpec, height: int, width: int) -> Size:
     """What the pipeline will ask frames for."""
-    if spec.stream == "flow":
+    if spec.stream == "flow" and not spec.flow_on_device:
         return spec.size
     return decode_size(height, width, evaluation_geometries(height, width, spec, 1)[0], spec)
 

@@ -343,6 +343,8 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
     generator = torch.Generator().manual_seed(size)
     streams: dict[str, Any] = {}
     entries = 0
+    pairs: dict[str, Any] = {}
+    network = None
     for spec in specs:
         if isinstance(spec, FeatureSpec):
             steps = spec.frames or 16
@@ -356,6 +358,13 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
             shape = (size, spec.frames, spec.crop, spec.crop, channels)
             streams[spec.name] = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
             entries = entries or spec.frames
+            if spec.flow_on_device:  # a dense clip: flow is computed here as in training
+                count = spec.frames + spec.flow_stack
+                shape = (size, count, spec.crop, spec.crop, 3)
+                streams[spec.name] = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+                begins = torch.arange(spec.frames)[:, None] + torch.arange(spec.flow_stack)
+                pairs[spec.name] = torch.stack([begins, begins + 1], -1).expand(size, -1, -1, -1)
+                network = (spec.flow_method, spec.flow_weights)
     joined = [name for name, spec in model.input_specs.items() if spec.stream == "rgbd"]
     for name in joined:
         depth, rgb = streams.pop("depth"), streams.pop("rgb")
@@ -375,7 +384,9 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
     return {
         "id": [str(n) for n in range(size)],
         "streams": streams,
-        "masks": {name: torch.ones(x.shape[:2], dtype=torch.bool) for name, x in streams.items()},
+        "masks": {name: torch.ones(pairs.get(name, x).shape[:2], dtype=torch.bool) for name, x in streams.items()},
+        "pairs": pairs,
+        "flow_network": network,
         "boxes": boxes,
         "labels": labels,
         "broken": [],

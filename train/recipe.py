@@ -100,6 +100,8 @@ class Clip:
     """How a stream's clip is cut; None = what the backbone's input spec says.
 
     frames: entries of a clip. fps: entries a second, "native" = every frame. side, crop: pixels.
+    flow_method: of pipeline/flow.py; raft_small and raft_large are computed on the model's device and need
+    flow_weights, the path of a torchvision state dict or "pretrained".
     colour_map: "jet" makes three channels of depth or ir, for a backbone that eats rgb.
     depth_range: [near, far] in the numbers of the depth files (millimetres, as a rule) that fill the scale 1..255; None
         = files of 8 bits as they are, of 16 bits all 65536 numbers on 0..255.
@@ -110,6 +112,7 @@ class Clip:
     side: int | None = None
     crop: int | None = None
     flow_method: str = "dis_fast"
+    flow_weights: str | None = None
     audio_preset: str = "tbn"
     colour_map: Literal["jet"] | None = None
     depth_range: tuple[float, float] | None = None
