@@ -111,6 +111,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how fast the frames of folders and tars of frames run (default: %(default)g a second)",
     )
 
+    how.add_argument(
+        "--depth-range",
+        type=float,
+        nargs=2,
+        metavar=("NEAR", "FAR"),
+        help="numbers of the depth files that fill the scale, as in training (default: all of their 8 or 16 bits)",
+    )
+
     flow = parser.add_argument_group("flow and sound")
     flow.add_argument(
         "--flow-method",

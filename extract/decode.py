@@ -19,6 +19,7 @@ import numpy as np
 from ..pipeline import Frames, VideoError, VideoReader, open_video
 from ..pipeline.audio import SpectrogramStream, sound_seconds
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
+from ..pipeline.depth import scale_depth
 from ..pipeline.remote import is_url
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
@@ -216,6 +217,8 @@ def _decode_frames(
         index = taker.plan
         plan, window = plans[index], windows[index]
         if plan.stream == "depth":
+            # Depth of 16 bits is no picture: it is read beside them, the frame that is shown.
+            frame = reader.depth_at([shown], "clamp").data[0] if reader.depth_bits == 16 else frame[..., :1]
             frame = _by_nearest(frame, plan.resize_side)
         if index not in regions:
             regions[index] = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
@@ -224,6 +227,8 @@ def _decode_frames(
                 send(index, window.push(entry, next(flow_entries[index])))
         else:
             picture = centre_crop(frame, plan.crop)[..., : plan.clip_shape[-1]]
+            if plan.stream == "depth":
+                picture = scale_depth(picture, plan.depth_range).astype(np.float32)
             # Held as a view, one frame a second would keep all that another plan was given in between.
             entry = Entry(picture if alone else picture.copy(), taker.start_seconds, taker.stop_seconds, shown)
             send(index, window.push(entry, taker.entry))
@@ -257,11 +262,11 @@ def _decode_frames(
 
 
 def _by_nearest(frame: np.ndarray, short_side: int) -> np.ndarray:
-    """The frame (H, W, C) scaled so that its shorter side is `short_side`; every pixel is one that was there: no depth
+    """The frame (H, W, 1) scaled so that its shorter side is `short_side`; every pixel is one that was there: no depth
     is made up between an object and what is behind it.
     """
     width, height = scaled_size(frame.shape[1], frame.shape[0], short_side)
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).reshape(height, width, 1)
 
 
 def _all(_entry: int) -> bool:

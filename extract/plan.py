@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..pipeline.depth import check_depth_range
 from ..pipeline.sampling import LastClip, num_windows
 from ..pipeline.video import Interpolation, Size, VideoError, VideoInfo, VideoReader
 
@@ -24,6 +25,7 @@ class ClipPlan:
     is left out ("drop"); a video shorter than one clip always gives one, padded.
 
     name: name of the output folder. instances: box slots per clip, 0 without boxes.
+    depth_range: as in `pipeline.clip_spec.StreamSpec`; 16 bits of depth are kept.
     flow_on_device: the clip carries RGB frames (frames + flow_stack of them) and flow is computed where the model runs.
     """
 
@@ -42,6 +44,7 @@ class ClipPlan:
     audio_preset: str = "tbn"
     audio_cells: tuple[int, int] = (256, 256)
     instances: int = 0
+    depth_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if min(self.frames, self.stride, self.crop, self.flow_stack) < 1:
@@ -50,6 +53,8 @@ class ClipPlan:
             )
         if self.last_clip not in ("pad", "drop"):
             raise ValueError(f"{self.name}: last_clip is {self.last_clip!r}; it is 'pad' or 'drop'")
+        if self.depth_range is not None:
+            check_depth_range(self.depth_range)
         if self.fps is not None and not self.fps > 0:
             raise ValueError(f"{self.name}: fps is {self.fps}; it must be positive, or 'native' for every frame")
         if self.stream == "audio" and self.fps is None:
@@ -78,7 +83,7 @@ class ClipPlan:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(np.float32 if self.stream == "audio" else np.uint8)
+        return np.dtype(np.float32 if self.stream in ("audio", "depth") else np.uint8)
 
     @property
     def clip_bytes(self) -> int:

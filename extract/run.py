@@ -59,6 +59,7 @@ def settings_of(args: argparse.Namespace, fps: float | str | None) -> Settings:
         flow_weights=args.flow_weights,
         flow_stack=args.flow_stack,
         audio_preset=args.audio_preset,
+        depth_range=None if args.depth_range is None else tuple(args.depth_range),
         pool=args.pool,
         layer=args.layer,
         top=args.top,

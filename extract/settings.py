@@ -38,6 +38,7 @@ class Settings:
     side: shorter side in pixels to which frames are scaled. crop: side of the middle square that is taken.
     flow_method, flow_weights: as in `pipeline.flow.FlowComputer`; None = raft_small where weights are given, else
         dis_fast.
+    depth_range: (near, far) in the depth files' own numbers, as the model was trained (`StreamSpec.depth_range`).
     frame_fps: how fast the frames of folders and tars of frames run.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     precision: str = "fp32"
     device: str = "auto"
     frame_fps: float = 30.0
+    depth_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not (self.frame_fps > 0 and math.isfinite(self.frame_fps)):
@@ -175,6 +177,7 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
         audio_preset=settings.audio_preset,
         audio_cells=cells,
         instances=settings.instances if spec.stream != "audio" else 0,
+        depth_range=settings.depth_range if spec.stream == "depth" else None,
     )
     height, width = cells if spec.stream == "audio" else (crop, crop)
     least = backbone.min_size
@@ -198,6 +201,8 @@ def build_runners(settings: Settings) -> tuple[list[Runner], list[dict[str, Any]
         raise ValueError("options of flow were given, but no flow is extracted: add the stream flow, or leave them out")
     if "audio" not in chosen and settings.audio_preset != Settings.audio_preset:
         raise ValueError("an audio preset was given, but no sound is extracted: add the stream audio, or leave it out")
+    if "depth" not in chosen and settings.depth_range is not None:
+        raise ValueError("a depth range was given, but no depth is extracted: add the stream depth, or leave it out")
     runners, recipes = [], []
     for name, stream, weights in pairs(settings):
         backbone = build_backbone(name, stream, weights, settings.flow_stack)
@@ -231,11 +236,11 @@ def wrap(
     )
     sampling = asdict(plan)
     for unused in {
-        "rgb": ("flow", "audio"),
-        "flow": ("audio",),
-        "audio": ("flow", "resize", "crop", "interpolation"),
+        "rgb": ("flow", "audio", "depth"),
+        "flow": ("audio", "depth"),
+        "audio": ("flow", "depth", "resize", "crop", "interpolation"),
         "depth": ("flow", "audio", "interpolation"),
-        "ir": ("flow", "audio"),
+        "ir": ("flow", "audio", "depth"),
     }.get(plan.stream, ()):
         sampling = {key: value for key, value in sampling.items() if not key.startswith(unused)}
     del sampling["name"], sampling["instances"]  # see `with_boxes`

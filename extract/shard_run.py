@@ -39,7 +39,7 @@ PUBLISHING = 8  # outputs under way to the store at a time
 # What outputs depend on, of the options of `actionfuse extract`; the others are each run's own.
 RECORDED = (
     "backbone stream weights layer pool top labels boxes instances fps clip_frames clip_stride last_clip side crop "
-    "decoder frame_fps flow_method flow_weights flow_stack audio_preset store key_fps dtype precision batch"
+    "decoder frame_fps depth_range flow_method flow_weights flow_stack audio_preset store key_fps dtype precision batch"
 ).split()
 _FILES = ("weights", "labels", "boxes", "flow_weights")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -127,6 +128,29 @@ def test_grey_streams_are_cut_as_in_training(folder: Path, stream: str) -> None:
     clips = np.stack([samples[k].streams[stream].numpy() for k in range(len(samples))])
     assert clips.shape[1:] == (2, 40, 40, 1)
     np.testing.assert_allclose(found.data, features_of(backbone, clips), rtol=0, atol=2e-2 * np.abs(found.data).max())
+
+
+@pytest.mark.parametrize("depth_range", [None, (500.0, 4500.0)])
+def test_depth_of_16_bits_is_that_of_training(tmp_path: Path, depth_range: tuple[float, float] | None) -> None:
+    numbers = np.random.default_rng(0).integers(0, 5000, (6, 48, 64)).astype(np.uint16)
+    (tmp_path / "d").mkdir()
+    for n, picture in enumerate(numbers):
+        assert cv2.imwrite(str(tmp_path / f"d/MDepth-{n + 1:08d}.png"), picture)
+    backbone = create_backbone("tsn:test_resnet", stream="depth")
+    options = dict(fps=30, clip_frames=2, side=48, crop=32, depth_range=depth_range)
+    ((_, outputs),) = extract_features(tmp_path / "d", backbone=backbone, **options)
+    (found,) = outputs.values()
+
+    spec = StreamSpec(stream="depth", frames=2, fps=30, resize_side=48, crop=32, depth_range=depth_range)
+    segments = tuple(Segment("d", k / 15, (k + 1) / 15, str(k), {}) for k in range(3))
+    whole = Dataset(name="one", split="all", segments=segments, classes={}, root=tmp_path, paths={"depth": "{video}"})
+    samples = SegmentDataset(whole, [spec], sampling=Sampling(rule="strided"))
+    clips = np.stack([samples[k].streams["depth"].numpy() for k in range(3)])
+    assert clips.dtype == np.float32 and found.data.shape[0] == 3
+    naive = features_of(backbone, clips)
+    np.testing.assert_allclose(found.data, naive, rtol=0, atol=1e-5 * np.abs(naive).max())
+    of_8_bits = features_of(backbone, np.floor(clips))
+    assert np.abs(of_8_bits - naive).max() > 1e-3 * np.abs(naive).max()
 
 
 def test_boxes(tmp_path: Path) -> None:
