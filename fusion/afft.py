@@ -102,11 +102,12 @@ class AFFT(FusionHead):
         map_always: bool,
         pool: Pooling,
         classifier_dropout: float,
+        past: bool = False,
     ) -> None:
         super().__init__(streams=streams, classes=classes)
         if pool not in get_args(Pooling):
             raise ValueError(f"pool is {pool!r}; it is one of {', '.join(map(repr, get_args(Pooling)))}")
-        self.pool = pool
+        self.pool, self.past = pool, past
         self.mapping = nn.ModuleDict(
             {
                 stream: FeatureMapping(size, fuser.width, kind=mapping, layer_norm=layer_norm, always=map_always)
@@ -137,6 +138,9 @@ class AFFT(FusionHead):
             pooled = fused.take_along_dim(last[:, None, None], 1)[:, 0].where(real.any(1, keepdim=True), 0.0)
         pooled = self.dropout(pooled)
         output = Output({task: layer(pooled) for task, layer in self.classifiers.items()})
+        if self.past and losses:
+            steps = self.dropout(fused)
+            output.auxiliary["past/fused"] = {task: layer(steps) for task, layer in self.classifiers.items()}
         if extras and attention is not None:
             output.extras["attention"] = attention.detach()
             if isinstance(self.fuser, SelfAttentionFuser) and self.fuser.modal_token is not None:
@@ -189,6 +193,7 @@ def afft_sa(
     dropout: float = 0.1,
     drop_path: float = 0.1,
     classifier_dropout: float = 0.2,
+    past: bool = False,
 ) -> AFFT:
     """SA-Fuser.
 
@@ -197,6 +202,8 @@ def afft_sa(
     mapping: "linear", "nonlinear" or "gated"; layer_norm: after it, None = as published; map_always: also where the
     stream is `width` wide. pool: "mean" of the steps, or the "last": frames do not see one another here.
     dropout: inside the fuser. drop_path: of its last block, less before. classifier_dropout: before the classifiers.
+    past: with losses the classifiers also say what was done at each step, auxiliary["past/fused"] (B, T, classes), for
+    `loss.past` of a recipe (the public code's past_logits, without the forecast in between).
     extras: attention (B, depth, T, heads, tokens, tokens), the token first; modality_weights (B, streams), what of the
         last block's attention the token gives to each stream, of what it gives to all.
     """
@@ -220,6 +227,7 @@ def afft_sa(
         map_always=map_always,
         pool=pool,
         classifier_dropout=classifier_dropout,
+        past=past,
     )
 
 
@@ -241,6 +249,7 @@ def afft_t_sa(
     dropout: float = 0.1,
     drop_path: float = 0.1,
     classifier_dropout: float = 0.2,
+    past: bool = False,
 ) -> AFFT:
     """T-SA-Fuser: options as those of `afft_sa`, and
 
@@ -268,6 +277,7 @@ def afft_t_sa(
         map_always=map_always,
         pool=pool,
         classifier_dropout=classifier_dropout,
+        past=past,
     )
 
 
@@ -286,6 +296,7 @@ def afft_ca(
     dropout: float = 0.1,
     drop_path: float = 0.1,
     classifier_dropout: float = 0.2,
+    past: bool = False,
 ) -> AFFT:
     """CA-Fuser of two streams or more, the first of which asks: options as those of `afft_t_sa`.
 
@@ -303,6 +314,7 @@ def afft_ca(
         map_always=map_always,
         pool=pool,
         classifier_dropout=classifier_dropout,
+        past=past,
     )
 
 

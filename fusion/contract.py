@@ -60,7 +60,8 @@ class Output:
     logits: task -> (B, classes).
     losses: name -> scalar, weighted as the paper weights it: to be added to the tasks' losses as it is.
     auxiliary: name -> task -> logits (B, classes) or (B, steps, classes) of classifiers beside the main ones; training
-        fits them to the same labels with the head's `auxiliary_weights[name]`, testing may look at them.
+        fits them to the same labels with the head's `auxiliary_weights[name]`, testing may look at them. Those called
+        `past/...`, (B, T, classes), are fitted to what was done at each of T observed steps, where a recipe asks.
     extras: name -> what people look at: attention shares, modality weights, predicted boxes. Detached.
     """
 

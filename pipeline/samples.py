@@ -33,8 +33,9 @@ from .clip_reader import Entries, Shelf, read_features, store_of
 from .clip_spec import Augmentation, FeatureSpec, StreamSpec
 from .datasets.contract import Dataset
 from .order import EpochSampler
+from .past_labels import PastLabels, single_label_tasks
 from .pixel_reader import TIME, Draw, PixelReader
-from .protocols import NotObserved, Observation, Recognition, Sampling, Task
+from .protocols import Anticipation, NotObserved, Observation, Recognition, Sampling, Task
 from .sampling import draw
 from .video import VideoError, VideoReader
 
@@ -49,6 +50,7 @@ class Sample:
     masks: bool (T,), False where there is nothing real. seconds: float64 (T,), when each entry was.
     boxes: boxes (T, N, 4), present (T, N), categories (N,), by the entries of the first stream of pictures.
     labels: int64 (), IGNORED where unknown, or bool (classes,) where several hold.
+    past_labels: task -> int64 (T,), what was done at each entry of the first stream, where SegmentDataset was asked.
     pairs: of a stream of flow that is yet to be computed, int64 (T, flow_stack, 2): which two of the frames that the
     stream holds, uint8 (F, H, W, 3), make each field. flow_network: by which method, with which weights.
     start_seconds, stop_seconds: what was observed. damage: what the decoder could not read, in words.
@@ -67,6 +69,7 @@ class Sample:
     stop_seconds: float = 0.0
     damage: str = ""
     error: str = ""
+    past_labels: dict[str, Tensor] = field(default_factory=dict)
     pairs: dict[str, Tensor] = field(default_factory=dict)
     flow_network: tuple[str, str] | None = None
 
@@ -81,6 +84,8 @@ class SegmentDataset(TorchDataset):
     training: random places (and `augmentation`; None: the middle crop); else the rule's test and `num_crops` crops.
     classes: task -> number of classes, for tasks with several labels of list[Segment].
     flipped_labels: task -> class -> the class that it becomes where a clip is mirrored ("to the left").
+    past_labels: samples also tell, for each observed entry of the first stream, which other segment of the video it
+        shows (`past_labels.py`), for tasks in which a segment has one label; Anticipation only.
     instances: slots for boxes; None = all that there are (collate pads), 0 = no boxes.
     open_readers: files that each worker keeps open. decoder: as in `open_video`. frame_fps: how fast folders of frames
         count; None = as `Dataset.frame_fps` says, and 30 where it says nothing.
@@ -100,6 +105,7 @@ class SegmentDataset(TorchDataset):
         root: str | Path = ".",
         classes: Mapping[str, int] | None = None,
         flipped_labels: Mapping[str, Mapping[int, int]] | None = None,
+        past_labels: bool = False,
         instances: int | None = 0,
         open_readers: int = 8,
         decoder: str = "auto",
@@ -130,6 +136,7 @@ class SegmentDataset(TorchDataset):
             ((spec.flow_method, spec.flow_weights or "") for spec in self._pixels.specs if spec.flow_on_device), None
         )
         self._tasks = _label_kinds(segments, classes or {})
+        self._past = self._make_past() if past_labels else None
         self._stores = {spec.name: store_of(spec) for spec in self._features}
         # Shared, so that workers that live longer than an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -158,6 +165,16 @@ class SegmentDataset(TorchDataset):
             raise ValueError("boxes belong to pictures: give a stream rgb, flow, depth or ir, or instances=0")
         if self.num_views > 1 and self._features:
             raise ValueError("several crops or clips need streams of pixels; stored features have one view")
+
+    def _make_past(self) -> PastLabels:
+        if not isinstance(self.task, Anticipation):
+            raise ValueError(
+                f"past_labels are of what comes before an action: the task must be Anticipation, not {self.task}"
+            )
+        tasks = single_label_tasks(self._tasks)
+        if not tasks:
+            raise ValueError(f"past_labels need a task with one label a segment; there are {', '.join(self._tasks)}")
+        return PastLabels(self.dataset.segments, tasks, IGNORED)
 
     @property
     def num_views(self) -> int:
@@ -223,9 +240,24 @@ class SegmentDataset(TorchDataset):
             observation.start_seconds,
             observation.stop_seconds,
             pixels.damage,
+            past_labels=tensors(self._past_labels(segment, observation, entries, pixels.flip)),
             pairs=tensors({name: each.pairs for name, each in entries.items() if each.pairs is not None}),
             flow_network=self._flow_network,
         )
+
+    def _past_labels(
+        self, segment: Segment, observation: Observation, entries: Mapping[str, Entries], flip: bool
+    ) -> dict[str, np.ndarray]:
+        if self._past is None:
+            return {}
+        lead = self.streams[0]
+        seen, ended = entries[lead.name], isinstance(lead, FeatureSpec)
+        found = self._past.at(segment.video, seen.seconds, observation.horizon_seconds, ended=ended)
+        for task, labels in found.items():
+            for old, new in self.flipped_labels.get(task, {}).items() if flip else ():
+                labels = np.where(found[task] == old, new, labels)
+            found[task] = np.where(seen.mask, labels, IGNORED)
+        return found
 
     def _stored(self, segment: Segment, spec: FeatureSpec, observation: Observation, of_part: Draw) -> Entries:
         rng = of_part(TIME) if self.training else None
@@ -291,7 +323,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Samples as one batch of those that could be read.
 
     streams (B, [views,] T, ...), masks (B, [views,] T), seconds, boxes {boxes, present, categories} and labels by task,
-    each padded with zeros (masks and present: False) to the longest T and the most instances; index, epoch int64 (B,);
+    each padded with zeros (masks and present: False) to the longest T and the most instances (past_labels, by task
+    (B, [views,] T): with IGNORED); index, epoch int64 (B,);
     start_seconds, stop_seconds float64 (B,); id: list of B; pairs, flow_network: as in Sample.
     broken: what could not be read, and damaged: what was read
     with blemishes, each a list of {id, index, reason}. Where nothing could be read B is 0 and streams are empty.
@@ -304,6 +337,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         for name in ("streams", "masks", "seconds", "boxes", "labels", "pairs")
     }
     batch["flow_network"] = whole[0].flow_network if whole else None
+    tasks = whole[0].past_labels if whole else ()
+    batch["past_labels"] = {task: _batched([s.past_labels[task] for s in whole], IGNORED) for task in tasks}
     batch["index"] = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
     batch["epoch"] = torch.tensor([sample.epoch for sample in whole], dtype=torch.int64)
     for name in ("start_seconds", "stop_seconds"):
@@ -314,8 +349,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     return batch
 
 
-def _batched(tensors: list[Tensor]) -> Tensor:
-    """One tensor, smaller ones padded with zeros; in a worker it lies in shared memory at once.
+def _batched(tensors: list[Tensor], padding: int = 0) -> Tensor:
+    """One tensor, smaller ones padded; in a worker it lies in shared memory at once.
 
     Depth of 8 and of 16 bits in one dataset is uint8 and float32: together float32.
     """
@@ -324,7 +359,7 @@ def _batched(tensors: list[Tensor]) -> Tensor:
     padded = []
     for tensor in tensors:
         if tuple(tensor.shape) != shape:
-            room = tensor.new_zeros(shape)
+            room = tensor.new_full(shape, padding)
             room[tuple(slice(length) for length in tensor.shape)] = tensor
             tensor = room
         padded.append(tensor.to(dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..pipeline.order import EpochSampler, epoch_order
 from ..pipeline.raft import flow_codes, shared_raft
 from ..pipeline.sampling import draw
 from .losses import UNKNOWN
-from .mixup import mixup, soft_labels
+from .mixup import fully_labelled, mixup, soft_labels
 
 _BALANCED, _MIX, _ERASE, _STEP = 8, 9, 10, 11  # parts of draws, beside those of samples and their order
 
@@ -74,7 +74,10 @@ def balanced_probabilities(segments: tuple[Segment, ...], task: str) -> np.ndarr
 
 @dataclass
 class Batch:
-    """One batch on the device. inputs, masks, boxes: as ActionModel takes them. targets: as losses take them."""
+    """One batch on the device. inputs, masks, boxes: as ActionModel takes them. targets: as losses take them.
+
+    past: task -> targets (B, T) or (B, T, C) of the observed steps; empty where nobody asks.
+    """
 
     ids: list[str]
     inputs: dict[str, Tensor]
@@ -82,6 +85,7 @@ class Batch:
     boxes: Instances | None
     targets: dict[str, Tensor]
     labels: dict[str, Tensor]
+    past: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +110,10 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
         boxes = Instances(move(given["boxes"]), move(categories))
     labels = {task: move(label) for task, label in batch["labels"].items()}
     targets = {task: target_of(label, classes[task], kind, task) for task, label in labels.items()}
+    past = {}
+    for task, label in batch.get("past_labels", {}).items():
+        flat = target_of(move(label).flatten(), classes[task], kind, task)
+        past[task] = flat.reshape(*label.shape, *flat.shape[1:])
     return Batch(
         batch["id"],
         inputs,
@@ -113,6 +121,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
         boxes,
         targets,
         labels,
+        past,
     )
 
 
@@ -134,22 +143,34 @@ def mix(batch: Batch, alpha: float, classes: Mapping[str, int], seed: int, epoch
     """mixup (Zhang et al., ICLR 2018): every stream, and the labels of all tasks, with one share for the batch.
 
     Segments are mixed with the batch in reverse order. Boxes stay those of the first. Unknown labels stay unknown.
+    With labels of the past only segments whose past steps are all labelled are mixed, with one another (mixup.py).
     """
     share = float(draw(seed, epoch, step, _MIX).beta(alpha, alpha))
-    inputs = mixup({name: x.float() for name, x in batch.inputs.items()}, share=share)
-    masks = {name: mask | mask.flip(0) for name, mask in batch.masks.items()}
-    targets = {}
+    rows = None
+    if batch.past:
+        rows = torch.stack([fully_labelled(target.flatten(1)) for target in batch.past.values()]).all(0)
+    chosen = torch.arange(len(batch)) if rows is None else rows.nonzero()[:, 0].cpu()
+    partner = torch.arange(len(batch))
+    partner[chosen] = chosen.flip(0)
+    inputs = mixup({name: x.float() for name, x in batch.inputs.items()}, share=share, rows=rows)
+    masks = {name: mask | mask[partner.to(mask.device)] for name, mask in batch.masks.items()}
+    targets, past = {}, {}
+    for task, target in batch.past.items():
+        soft = target
+        if target.ndim == 2:
+            soft = torch.where((target == UNKNOWN)[..., None], float(UNKNOWN), soft_labels(target, classes[task]))
+        past[task] = mixup({task: soft}, share=share, rows=rows)[task]
     for task, target in batch.targets.items():
         if target.ndim == 1:
             soft = soft_labels(target, classes[task])
             soft = torch.where((target == UNKNOWN)[:, None], float(UNKNOWN), soft)
         else:
             soft = target
-        other = soft.flip(0)
+        other = soft[partner.to(soft.device)]
         unknown = (soft == UNKNOWN).any(1) | (other == UNKNOWN).any(1)
-        mixed = mixup({task: soft}, share=share)[task]
+        mixed = mixup({task: soft}, share=share, rows=rows)[task]
         targets[task] = torch.where(unknown[:, None], float(UNKNOWN), mixed)
-    return Batch(batch.ids, inputs, masks, batch.boxes, targets, batch.labels)
+    return Batch(batch.ids, inputs, masks, batch.boxes, targets, batch.labels, past)
 
 
 def erase(batch: Batch, probability: float, specs: Mapping[str, InputSpec], seed: int, epoch: int, step: int) -> Batch:
@@ -177,7 +198,7 @@ def erase(batch: Batch, probability: float, specs: Mapping[str, InputSpec], seed
             if spec.channel_order == "bgr":
                 mean = mean[[2, 1, 0, *range(3, len(mean))]]
             x[row, ..., y : y + h, z : z + w, :] = mean.round().to(x.dtype) if x.dtype == torch.uint8 else mean.to(x)
-    return Batch(batch.ids, inputs, batch.masks, batch.boxes, batch.targets, batch.labels)
+    return replace(batch, inputs=inputs)
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

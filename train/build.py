@@ -236,6 +236,7 @@ def build_dataset(
         augmentation=augmentation,
         num_crops=crops,
         seed=recipe.run.seed,
+        past_labels=training and recipe.loss.past > 0,
         instances=recipe.head.options.get("instances", 4) if model.head.needs_boxes else 0,
         decoder=recipe.data.decoder,
     )

@@ -66,7 +66,7 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.recipe, self.class_weights = model, recipe, dict(class_weights)
 
-    def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict) -> dict[str, Any]:
+    def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict, past: dict | None = None) -> dict[str, Any]:
         output = self.model(inputs, boxes, masks, losses=True)
         weights = {task: weight.to(next(iter(targets.values())).device) for task, weight in self.class_weights.items()}
         loss, parts = total_loss(
@@ -76,6 +76,7 @@ class Step(nn.Module):
             smoothing=self.recipe.optim.label_smoothing,
             auxiliary_weights=self.model.head.auxiliary_weights,
             class_weights=weights,
+            past=past,
         )
         return {"loss": loss, "parts": parts}
 
@@ -354,7 +355,7 @@ class Trainer:
                 alone = last or self.world == 1 or recipe.run.shard
                 context = nullcontext() if alone else self.accelerator.no_sync(self.step)
                 with context:
-                    out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets)
+                    out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets, batch.past)
                     self.accelerator.backward(out["loss"] * share)
             ids += raw["id"]
             for name, value in {"loss": out["loss"].detach(), **out["parts"]}.items():

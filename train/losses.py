@@ -57,10 +57,15 @@ def total_loss(
     smoothing: float | Mapping[str, float] = 0.0,
     auxiliary_weights: Mapping[str, float] | None = None,
     class_weights: Mapping[str, Tensor] | None = None,
+    past: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum that is minimised, and its parts by name, detached: a task, `auxiliary/<name>/<task>`, `head/<loss>`.
+    """The sum that is minimised, and its parts by name, detached: a task, `auxiliary/<name>/<task>`,
+    `past/<name>/<task>`, `head/<loss>`.
 
     targets: task -> see `task_loss`. Tasks of the output without a target are left out; one known task is needed.
+    past: task -> see `past_loss`; what `Output.auxiliary["past/..."]` is fitted to, with the weight `recipe.past`.
+
+    Raises: ValueError where no task has a label, and where the recipe wants the past and the head does not tell it.
     """
     parts: dict[str, Tensor] = {}
 
@@ -79,28 +84,51 @@ def total_loss(
             f"no task has a label: the model predicts {', '.join(output.logits)}, labels are there for "
             f"{', '.join(targets) or 'nothing'}"
         )
+    past, told = past or {}, False
     for name, logits in output.auxiliary.items():
+        if name.startswith("past/"):
+            for task in logits if recipe.past else ():
+                if task in past:
+                    amount = smoothing if isinstance(smoothing, int | float) else smoothing.get(task, 0.0)
+                    weight = (class_weights or {}).get(task)
+                    loss = past_loss(logits[task], past[task], kind=recipe.kind, smoothing=amount, weight=weight)
+                    parts[f"{name}/{task}"] = loss * (recipe.past * recipe.weights.get(task, 1.0))
+                    told = True
+            continue
         fit(f"auxiliary/{name}/", logits, (auxiliary_weights or {}).get(name, 1.0))
+    if recipe.past and past and not told:
+        raise ValueError(
+            f"loss.past is {recipe.past:g}, but the head classifies no past steps of {', '.join(past)}; afft_sa, "
+            "afft_t_sa and afft_ca do with head.options.past=true"
+        )
     parts |= {f"head/{name}": loss for name, loss in output.losses.items()}
     total = torch.stack([part.float() for part in parts.values()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def past_losses(
-    step_logits: Tensor, step_labels: Tensor, predicted: Tensor, actual: Tensor, *, detach_target: bool = True
-) -> tuple[Tensor, Tensor]:
-    """AVT's two losses on what was observed (Girdhar and Grauman, "Anticipative Video Transformer", ICCV 2021).
+def past_loss(
+    step_logits: Tensor,
+    step_targets: Tensor,
+    *,
+    kind: str = "cross_entropy",
+    smoothing: float = 0.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The loss on what was done at each observed step (Girdhar and Grauman, "Anticipative Video Transformer", ICCV
+    2021, the first of its two losses on the past): mean over the steps whose label is known, of the whole batch.
 
-    step_logits (B, T, K), step_labels int64 (B, T), UNKNOWN where nothing is annotated: cross-entropy over the known
-    steps. predicted, actual (B, T, D): the feature foretold for step t + 1 at step t against the one that came, mean
-    squared error over t < T - 1. detach_target False trains the features towards the forecast as well
-    (AFFT's code).
-
+    step_logits (B, T, C); step_targets int64 (B, T), or float (B, T, C) as `task_loss` takes them.
+    Raises ValueError where steps and labels differ in number.
     Differs: unknown steps are left out of the mean; AVT's and AFFT's code count them as zero loss.
     """
-    classify = task_loss(step_logits.flatten(0, 1), step_labels.flatten())
-    target = actual[:, 1:].detach() if detach_target else actual[:, 1:]
-    return classify, F.mse_loss(predicted[:, :-1], target)
+    if step_logits.ndim != 3 or step_logits.shape[:2] != step_targets.shape[:2]:
+        raise ValueError(
+            f"logits of past steps are {tuple(step_logits.shape)} and labels {tuple(step_targets.shape)}; both must "
+            "begin with (B, T): loss.past needs features whose steps are the entries that samples hold"
+        )
+    return task_loss(
+        step_logits.flatten(0, 1), step_targets.flatten(0, 1), kind=kind, smoothing=smoothing, weight=weight
+    )
 
 
 def class_weights_of(labels: Tensor, classes: int) -> Tensor:

@@ -215,12 +215,15 @@ class Optim:
 class Loss:
     """kind: "cross_entropy", or "bce" where several classes hold at once. weights: task -> factor.
 
+    past: weight of what was done at each observed step (AVT's past labels, pipeline/past_labels.py); 0 = left out. It
+        needs task.kind anticipation and a head that reports `auxiliary["past/..."]` (afft_* with options.past).
     balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
         1 / frequency). balance_task: whose classes.
     """
 
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"
     weights: dict[str, float] = field(default_factory=dict)
+    past: float = 0.0
     balance: Literal["none", "class", "loss"] = "none"
     balance_task: str = ""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actionfuse.fusion import Output
-from actionfuse.train.losses import UNKNOWN, class_weights_of, past_losses, task_loss, total_loss
+from actionfuse.train.losses import UNKNOWN, class_weights_of, task_loss, total_loss
 from actionfuse.train.recipe import Loss
 
 CLASSES = {"verb": 4, "noun": 3}
@@ -91,19 +91,3 @@ def test_the_total_is_the_sum_of_its_named_parts():
     assert total.item() == pytest.approx(sum(wanted.values()), rel=1e-5)
     with pytest.raises(ValueError, match="no task has a label"):
         total_loss(output, {}, Loss())
-
-
-def test_past_losses_look_one_step_ahead():
-    logits, labels = torch.randn(2, 3, 4), torch.tensor([[0, UNKNOWN, 1], [UNKNOWN, UNKNOWN, 2]])
-    predicted, actual = torch.randn(2, 3, 5), torch.randn(2, 3, 5, requires_grad=True)
-    classify, foretell = past_losses(logits, labels, predicted, actual)
-    assert classify.item() == pytest.approx(naive_cross_entropy(logits.reshape(6, 4), labels.reshape(6)), rel=1e-5)
-    errors = [
-        (predicted[b, t, d].item() - actual[b, t + 1, d].item()) ** 2
-        for b in range(2)
-        for t in range(2)
-        for d in range(5)
-    ]
-    assert foretell.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
-    assert not foretell.requires_grad
-    assert past_losses(logits, labels, predicted, actual, detach_target=False)[1].requires_grad
