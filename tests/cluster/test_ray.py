@@ -1,0 +1,150 @@
+"""A Ray cluster of two raylets on this machine: actors, a raylet and the driver are killed, the bytes stay the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from daemons import Daemons, answers, call, free_port, wait_until
+from videos import write_counting_video
+
+MODEL = ("--weights", "random", "--side", "64", "--crop", "64", "--fps", "8", "--clip-frames", "1", "--device", "cpu")
+PROGRAM = [sys.executable, "-m", "actionfuse.cli"]
+VIDEOS = 24
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(VIDEOS):
+        write_counting_video(folder / f"{i:02d}.mp4", 40 + i, (64, 48), 25)
+    (folder / "bad.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("local")
+    call([*PROGRAM, "extract", videos, "--out", out, *MODEL, "--quiet"], code=1)
+    found = outputs(out)
+    assert len(found) == VIDEOS
+    return found
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.npz")}
+
+
+class Cluster:
+    def __init__(self, daemons: Daemons, folder: Path) -> None:
+        self.daemons, self.folder = daemons, folder
+        self.port = free_port()
+        self.env = {"RAY_ADDRESS": f"127.0.0.1:{self.port}", "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_DASHBOARD": "1"}
+        self.count = 0
+
+    def start(self, *words: str, cpus: int) -> subprocess.Popen:
+        self.count += 1
+        ray = Path(sys.executable).with_name("ray")
+        command = [ray, "start", *words, "--block", f"--num-cpus={cpus}", "--object-store-memory=100000000",
+                   "--disable-usage-stats"]  # fmt: skip
+        nodes = self.alive() if self.count > 1 else 0
+        ready = (lambda: self.alive() > nodes) if self.count > 1 else (lambda: answers(self.port))
+        return self.daemons.start(f"ray{self.count}", command, ready, within_seconds=90, env=self.env)
+
+    def alive(self) -> int:
+        return int(self.ask("sum(node['Alive'] for node in ray.nodes())"))
+
+    def ask(self, question: str) -> str:
+        code = f"import ray; ray.init(logging_level='ERROR', log_to_driver=False); print('=', {question})"
+        said = call([sys.executable, "-c", code], env=self.env, within_seconds=60)
+        return said.rpartition("= ")[2].strip()
+
+    def actors(self, name: str) -> list[int]:
+        """Processes of the living actors of a class; Ray writes it into their command line."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # ended while we looked
+                if path.read_bytes().startswith(b"ray::" + name.encode()):
+                    found.append(int(path.parent.name))
+        return found
+
+    def extract(self, videos: Path, out: Path) -> subprocess.Popen:
+        words = [*PROGRAM, "extract", videos, "--out", out, *MODEL, "--engine", "ray", "--shard-videos", "4"]
+        return subprocess.Popen(
+            [str(word) for word in [*words, "--models", "1", "--decoders", "2"]],
+            env={**os.environ, **self.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(daemons: Daemons, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(daemons, tmp_path_factory.mktemp("ray"))
+    cluster.start("--head", f"--port={cluster.port}", "--include-dashboard=false", cpus=2)
+    yield cluster
+
+
+def finish(process: subprocess.Popen, code: int = 1) -> str:
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == code, said[-4000:]
+    return said
+
+
+def done(out: Path) -> int:
+    folder = out / "shards" / "done"
+    return len(list(folder.glob("*.jsonl"))) if folder.is_dir() else 0
+
+
+def assert_whole(out: Path, local: dict[str, bytes], said: str) -> None:
+    assert outputs(out) == local
+    assert f"{VIDEOS} videos are there exactly once; 1 failed" in said
+    problems = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [(problem["kind"], problem["key"]) for problem in problems] == [("failed", "bad.mp4")]
+
+
+def test_a_decode_actor_and_a_model_actor_are_killed(cluster, videos, local, tmp_path):
+    cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
+    out = tmp_path / "out"
+    process = cluster.extract(videos, out)
+    wait_until(lambda: outputs(out), "first outputs", within_seconds=120)
+    for name in ("_Decoder", "_Model"):
+        actors = cluster.actors(name)
+        assert actors, f"no process of {name}"
+        os.kill(actors[0], signal.SIGKILL)
+    assert_whole(out, local, finish(process))
+
+
+def test_the_driver_is_killed_and_started_again(cluster, videos, local, tmp_path):
+    out = tmp_path / "out"
+    process = cluster.extract(videos, out)
+    wait_until(lambda: done(out) >= 1, "a shard is done", within_seconds=120)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in (out / "shards" / "done").glob("*.jsonl")}
+    assert_whole(out, local, finish(cluster.extract(videos, out)))
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # not done again
+
+
+def test_a_raylet_is_killed(cluster, videos, local, tmp_path):
+    lost = cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
+    out = tmp_path / "out"
+    process = cluster.extract(videos, out)
+    wait_until(lambda: outputs(out), "first outputs", within_seconds=120)
+    cluster.daemons.kill(lost)
+    assert_whole(out, local, finish(process))
+
+
+def test_a_cluster_without_room_is_refused_at_once(cluster, videos, tmp_path):
+    words = [*PROGRAM, "extract", videos, "--out", tmp_path / "out", *MODEL, "--engine", "ray", "--decoders", "99"]
+    said = call(words, code=2, env=cluster.env, within_seconds=60)
+    assert "would wait for CPUs for ever" in said
