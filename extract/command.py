@@ -170,7 +170,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-videos", type=int, default=256, metavar="N", help="ray, URLs: videos per shard (default: %(default)s)"
     )
     run.add_argument("--ray-address", metavar="ADDRESS", help="ray: the cluster (default: RAY_ADDRESS, else a new one)")
-    run.add_argument("--models", type=int, metavar="N", help="ray: actors that run models (default: one per GPU, else 1)")
+    run.add_argument(
+        "--models", type=int, metavar="N", help="ray: actors that run models (default: one per GPU, else 1)"
+    )
     run.add_argument(
         "--decoders", type=int, metavar="N", help="ray: decode actors, all together (default: the other CPUs)"
     )

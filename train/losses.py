@@ -131,6 +131,17 @@ def past_loss(
     )
 
 
+def feature_loss(predicted: Tensor, actual: Tensor, *, detach_target: bool = True) -> Tensor:
+    """The second of AVT's losses on the past: mean squared error of the feature foretold for the next step.
+
+    predicted, actual (B, T, D): what was foretold for step t + 1 at step t, against the one that came, over t < T - 1.
+    detach_target False trains the features towards the forecast as well (AFFT's code). A head that forecasts features
+    puts it into `Output.losses`.
+    """
+    target = actual[:, 1:].detach() if detach_target else actual[:, 1:]
+    return F.mse_loss(predicted[:, :-1], target)
+
+
 def class_weights_of(labels: Tensor, classes: int) -> Tensor:
     """float32 (C,): 1 / frequency, with mean 1 over the classes that occur; 0 for those that do not."""
     counts = torch.bincount(labels[labels != UNKNOWN], minlength=classes).float()

@@ -49,9 +49,9 @@ class Proxy(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Proxy
+    server: Proxy  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         return None
 
     def _body(self) -> bytes:

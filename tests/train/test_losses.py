@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actionfuse.fusion import Output
-from actionfuse.train.losses import UNKNOWN, class_weights_of, task_loss, total_loss
+from actionfuse.train.losses import UNKNOWN, class_weights_of, feature_loss, task_loss, total_loss
 from actionfuse.train.recipe import Loss
 
 CLASSES = {"verb": 4, "noun": 3}
@@ -91,3 +91,17 @@ def test_the_total_is_the_sum_of_its_named_parts():
     assert total.item() == pytest.approx(sum(wanted.values()), rel=1e-5)
     with pytest.raises(ValueError, match="no task has a label"):
         total_loss(output, {}, Loss())
+
+
+def test_the_feature_loss_looks_one_step_ahead():
+    predicted, actual = torch.randn(2, 3, 5), torch.randn(2, 3, 5, requires_grad=True)
+    foretell = feature_loss(predicted, actual)
+    errors = [
+        (predicted[b, t, d].item() - actual[b, t + 1, d].item()) ** 2
+        for b in range(2)
+        for t in range(2)
+        for d in range(5)
+    ]
+    assert foretell.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    assert not foretell.requires_grad
+    assert feature_loss(predicted, actual, detach_target=False).requires_grad
