@@ -37,7 +37,7 @@ MODEL_CPUS = 1.0
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]  # of the extra
     except ImportError as error:
         raise ValueError("--engine ray needs ray: pip install 'actionfuse[ray]'") from error
     return ray
