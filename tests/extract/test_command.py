@@ -295,7 +295,10 @@ def test_videos_of_others_are_passed_by_or_waited_for(
 
 
 def test_ctrl_c_while_it_starts(folder: Path, tmp_path: Path) -> None:
-    process = spawn(folder, "--out", tmp_path / "out", *TINY, "--workers", 2, start_new_session=True)
+    videos = tmp_path / "videos"
+    for copy in range(20):  # seconds of work: a busy machine may see the first child late
+        shutil.copytree(folder, videos / str(copy))
+    process = spawn(videos, "--out", tmp_path / "out", *TINY, "--workers", 2, start_new_session=True)
     while not psutil.Process(process.pid).children() and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

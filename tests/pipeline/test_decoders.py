@@ -294,10 +294,17 @@ def test_other_processes(decoder, start, made):
         expected = _codes(reader)
         assert expected == [37, 5, 0, 1, 2]
         context = multiprocessing.get_context(start)
-        ours, theirs = context.Pipe()
-        child = context.Process(target=_answer, args=(theirs, reader))
-        child.start()
-        assert ours.poll(60) and ours.recv() == expected
+        for _ in range(3 if start == "fork" else 1):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=_answer, args=(theirs, reader))
+            child.start()
+            if answered := ours.poll(60 if start == "spawn" else 20):
+                break
+            # Other threads of this process (the decoder's, the test runner's) may hold a lock at the moment of a fork,
+            # which nobody gives back in the child: rare, and the reason why this package starts its own processes anew.
+            child.kill()
+            child.join()
+        assert answered and ours.recv() == expected
         child.join(60)
         assert child.exitcode == 0
         assert videos.read_codes(next(running).data) == [2, 3]  # the parent's pass is unharmed
