@@ -33,7 +33,6 @@ from .runner import Batch, Runner, run_in_parts
 from .workers import Clips, Lost, Opened, Pool, RowNote
 
 STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
-
 TELL_SECONDS = 1.0  # at most so often is it told how far a video is
 
 # What a runner gives that is stored along with features, not as features.

@@ -262,12 +262,11 @@ class Job:
         return left
 
     def _tell(self, event: Finished | Failed | Skipped | Underway, report: Report, failures: FailureList) -> None:
+        beat()
         if isinstance(event, Underway):
-            beat()
             report.underway[event.key] = event.seconds, event.share
             report.step()
             return
-        beat()
         report.underway.pop(event.key, None)
         if isinstance(event, Finished):
             report.done += 1

@@ -72,11 +72,13 @@ class PixelReader:
 
     def path(self, segment: Segment, spec: StreamSpec) -> str:
         """The file that this stream of the segment is read from: its own, or that of rgb."""
-        own = spec.stream in self.dataset.paths
-        return str(self.dataset.path(segment, spec.stream if own else "rgb"))
+        return str(self.dataset.path(segment, self._source(spec)))
+
+    def _source(self, spec: StreamSpec) -> str:
+        return spec.stream if spec.stream in self.dataset.paths else "rgb"
 
     def _frame_fps(self, segment: Segment, spec: StreamSpec) -> float | None:
-        return self.dataset.frame_fps(segment, spec.stream if spec.stream in self.dataset.paths else "rgb")
+        return self.dataset.frame_fps(segment, self._source(spec))
 
     def _open(self, segment: Segment, spec: StreamSpec) -> VideoReader:
         return self._reader(self.path(segment, spec), self._frame_fps(segment, spec), spec)
