@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,6 +16,9 @@ from ._pixels import Batch, Scaler
 
 # Passes of a parent process: a forked child cannot use or free them, decoding threads were not forked.
 _LEFT_TO_PARENT: list[object] = []
+if hasattr(os, "register_at_fork"):
+    # Nor may it collect what the parent left as garbage: freeing a decoder waits for threads that are not there.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class PyAVReader(VideoReader):
