@@ -191,4 +191,5 @@ def bninception(
     spec = caffe_spec(stream, frames=frames, crop=crop, flow_stack=flow_stack)
     layouts = (TSN, tbn_layout(stream), PLAIN)
     backbone = BNInception(spec=spec, layouts=layouts, num_classes=num_classes, dropout=dropout)
+    backbone.frame_by_frame = True
     return load_weights(backbone, weights, num_classes=num_classes)

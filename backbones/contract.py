@@ -144,12 +144,16 @@ class Layout:
     recognises: told by keys and shapes alone; wrappers (`state_dict`, `module.`) are already taken off.
     convert: pure, to the backbone's own state_dict keys. What it does not know it leaves for the strict load to report.
     spec: InputSpec fields that these weights were trained with, where they differ from the family's.
+    tasks: of their classifier, see Backbone.
+    several: widths of classifiers for data sets where several classes hold of one clip.
     """
 
     name: str
     recognises: Callable[[Mapping[str, Tensor]], bool]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     spec: Mapping[str, object] = field(default_factory=dict)
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    several: tuple[int, ...] = ()
 
 
 class Backbone(nn.Module):
@@ -159,11 +163,15 @@ class Backbone(nn.Module):
     feature_dim: D.
     num_classes: width of the classifier that came with the weights, 0 without one.
     class_names: what the classes are called, empty where nobody says.
+    tasks: what it classifies and by how many classes, in the order of the logits: {"verb": 97, "noun": 300}. Empty: one
+        task of all classes.
+    several: True where several classes may hold of one clip (Charades, AVA): each has a sigmoid of its own.
     name, options: what `create_backbone` was called with.
     layouts: the published checkpoints it can hold.
     classifier_weight: state_dict key of the classifier's weight (num_classes, ...).
     min_size: smallest (T, H, W) of a clip.
     fixed_size: True where frames must be crop x crop pixels.
+    frame_by_frame: True where step t of the map is made of entry t alone: T' = T, and entries may come one by one.
     """
 
     input_spec: InputSpec
@@ -171,8 +179,11 @@ class Backbone(nn.Module):
     layouts: tuple[Layout, ...] = ()
     min_size: tuple[int, int, int] = (1, 32, 32)
     fixed_size: bool = False
+    frame_by_frame: bool = False
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    tasks: Mapping[str, int] = {}
+    several: bool = False
     classifier_weight: str = ""
     name: str = ""
     options: Mapping[str, object] = {}
@@ -195,6 +206,15 @@ class Backbone(nn.Module):
         """Feature map and logits of one pass. Networks that classify by a class token do it here: maps lack it."""
         maps = self.forward(clips)
         return maps, self.classify(maps)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (B, num_classes) -> probabilities of the same shape: they sum to 1 over the classes of each task, or
+        are each by itself where several may hold.
+        """
+        if self.several:
+            return logits.sigmoid()
+        widths = list(self.tasks.values()) or [logits.shape[-1]]
+        return torch.cat([part.softmax(-1) for part in logits.split(widths, -1)], -1)
 
     def stages(self) -> list[list[nn.Module]]:
         """Its modules from input to output, in groups: what `freeze_stages` counts and layer-wise decay goes by.
@@ -263,6 +283,11 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new random classifier in; 0 takes it off."""
         raise ValueError(f"{type(self).__name__} takes no classifier")
+
+    def set_classes(self, num_classes: int) -> None:
+        """A classifier of this width is in, and nobody has said yet what its classes are. For `reset_classifier`."""
+        self.num_classes, self.class_names = num_classes, ()
+        self.tasks, self.several = {}, False
 
 
 def pool_space(maps: Tensor) -> Tensor:

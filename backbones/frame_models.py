@@ -173,7 +173,7 @@ class FrameModel(Backbone):
 
     def reset_classifier(self, num_classes: int) -> None:
         self.network.reset_classifier(num_classes)
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
 
     def _features(self, clips: Tensor) -> Tensor:
         self._check(clips)
@@ -339,6 +339,8 @@ def _is_epic_tsn(state: Mapping[str, Tensor]) -> bool:
     return _is_tsn(state) and [len(head) for head in heads] == [97 + 300]
 
 
+# Classes of EPIC-KITCHENS-100: the C1 networks' classifier holds both, verbs first.
+EPIC_TASKS = {"verb": 97, "noun": 300}
 TSN_SPEC = {"resize_side": 256, "crop": 224, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 TSN = published(
     Layout(name="mit-han-lab/temporal-shift-module (TSN)", recognises=_is_tsn, convert=_from_tsn, spec=TSN_SPEC)
@@ -350,6 +352,7 @@ EPIC_TSN = published(
         convert=_from_tsn,
         # Its rgb configurations give the mean as std, and the released weights were trained so.
         spec={**TSN_SPEC, "std": IMAGENET_MEAN},
+        tasks=EPIC_TASKS,
     )
 )
 
@@ -382,6 +385,7 @@ def tsn(
         flow_stack=flow_stack,
         drop_rate=drop_rate,
     )
+    backbone.frame_by_frame = True  # not of the class: networks that mix frames are built on it
     return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
 
 

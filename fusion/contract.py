@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from actionfuse._registry import Registry
 
 FeatureLayout = Literal["map", "sequence"]
+State = list[tuple[Tensor, ...]]  # of each recurrent unit of a head, whatever it keeps: (layers, B, width) each
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ class FusionHead(nn.Module):
     optional_streams: True where a batch may lack streams (all of their samples), False where each must be there. A
         stream that only some samples lack has masks that are False for them.
     same_steps: True where all streams must have the same T.
+    recurrent: True where `step` takes the steps as they come and keeps a hidden state in place of what has passed.
     auxiliary_weights: Output.auxiliary's names -> weight of their loss; 1 where nothing is said.
     name, options: what `create_head` was called with.
 
-    A subclass defines `fuse`; `forward` has checked what it gets.
+    A subclass defines `fuse`; `forward` has checked what it gets. One that is recurrent defines `advance` as well.
     """
 
     layout: FeatureLayout = "sequence"
@@ -94,6 +96,7 @@ class FusionHead(nn.Module):
     boxes_suffice: bool = False
     optional_streams: bool = False
     same_steps: bool = False
+    recurrent: bool = False
     auxiliary_weights: Mapping[str, float] = {}
     name: str = ""
     options: Mapping[str, object] = {}
@@ -144,6 +147,32 @@ class FusionHead(nn.Module):
     ) -> Output:
         """The head itself. features: in the order of `self.streams`, all of `self.layout`; masks: those given."""
         raise TypeError(f"{type(self).__name__} defines no fuse")
+
+    def step(
+        self,
+        features: Mapping[str, Tensor],
+        state: State | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Output, State]:
+        """The next steps of sequences that go on: the logits of `forward` over all steps so far, in memory and time
+        that do not grow with them.
+
+        features, masks: as in `forward`, of the new steps alone. state: what the last call returned; None = the start.
+        Raises: ValueError where the head is not recurrent: it looks at whole sequences.
+        """
+        if not self.recurrent:
+            raise ValueError(
+                f"head {self.name or type(self).__name__!r} looks at whole sequences, so no state can stand for what "
+                "has passed; give it the last steps with forward"
+            )
+        chosen = {name: as_sequence(x) for name, x in self._checked(features, None).items()}
+        return self.advance(chosen, self._checked_masks(chosen, masks or {}), state)
+
+    def advance(
+        self, features: dict[str, Tensor], masks: dict[str, Tensor], state: State | None
+    ) -> tuple[Output, State]:
+        """`step` itself. features: sequences (B, T, D)."""
+        raise TypeError(f"{type(self).__name__} defines no advance")
 
     def _checked(self, features: Mapping[str, Tensor], boxes: Instances | None) -> dict[str, Tensor]:
         for name in features:

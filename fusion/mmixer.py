@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .contract import FusionHead, Instances, Output, masked_mean, register
+from .contract import FusionHead, Instances, Output, State, masked_mean, register
 from .mmixer_scan import Scan
 
 Summary = Literal["avg", "max", "gru"]
@@ -207,6 +207,8 @@ class MMixer(FusionHead):
                 "content='self' works with one"
             )
         self.width, self.aso, self.content = width, aso, content
+        # An MCU mixes every step with the content of the whole sequence (eq. 2, 3), what is still to come as well.
+        self.recurrent = unit != "mcu"
         sizes = list(self.streams.values())
         self.units: MCU | None = None
         self.plain_units = self.summaries = None
@@ -246,6 +248,27 @@ class MMixer(FusionHead):
             assert self.units is not None
             hidden, share = self.units(packed, self._contents(packed, counts))
             last = hidden[-1] if counts is None else _after(counts, torch.stack(hidden, 2))
+        output = self._classify(last, features)
+        if extras and share is not None:
+            score = share.detach().mean(-1)
+            if counts is not None:
+                score = score.where(_first(counts, score.shape[-1]), torch.nan)
+            output.extras["integration_score"] = score.transpose(0, 1)
+        return output
+
+    def advance(
+        self, features: dict[str, Tensor], masks: dict[str, Tensor], state: State | None
+    ) -> tuple[Output, State]:
+        assert self.plain_units is not None
+        packed, counts = self._packed(features, masks)
+        new = []
+        for i, (unit, x) in enumerate(zip(self.plain_units, packed, strict=True)):
+            real = None if counts is None else _first(counts[i], x.shape[1])
+            new.append(_advance(unit, x, real, None if state is None else state[i]))
+        return self._classify(torch.stack([unit[0][-1] for unit in new]), features), new
+
+    def _classify(self, last: Tensor, features: Mapping[str, Tensor]) -> Output:
+        """The last hidden states (N, B, width) as logits, of all streams and of each that is there."""
         joint = last.transpose(0, 1).flatten(1)
         output = Output({task: layer(joint) for task, layer in self.classifiers.items()})
         for i, stream in enumerate(self.streams):
@@ -254,11 +277,6 @@ class MMixer(FusionHead):
                 assert isinstance(layers, nn.ModuleDict)
                 state = last[i].detach()
                 output.auxiliary[f"unimodal/{stream}"] = {task: layer(state) for task, layer in layers.items()}
-        if extras and share is not None:
-            score = share.detach().mean(-1)
-            if counts is not None:
-                score = score.where(_first(counts, score.shape[-1]), torch.nan)
-            output.extras["integration_score"] = score.transpose(0, 1)
         return output
 
     def _packed(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | None]:
@@ -322,6 +340,23 @@ def _last_states(units: nn.ModuleList, packed: list[Tensor], counts: Tensor | No
     if counts is None:
         return torch.stack([x[:, -1] for x in states])
     return _after(counts, F.pad(torch.stack(states), (0, 0, 1, 0)))
+
+
+def _advance(unit: Any, x: Tensor, real: Tensor | None, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """The state (h, and c of an LSTM, each (1, B, width)) after x (B, T, D); steps that are not real leave it as it is.
+
+    state None: zeros.
+    """
+    if state is None:
+        zeros = x.new_zeros(1, len(x), unit.hidden_size)
+        state = (zeros, zeros) if isinstance(unit, nn.LSTM) else (zeros,)
+    for part, kept in [(x, None)] if real is None else zip(x.split(1, 1), real.split(1, 1), strict=True):
+        after = unit(part, state if len(state) == 2 else state[0])[1]
+        after = after if isinstance(after, tuple) else (after,)
+        if kept is not None:
+            after = tuple(torch.where(kept[None], new, old) for new, old in zip(after, state, strict=True))
+        state = after
+    return state
 
 
 def _embedding(inputs: int, width: int, layer_norm: bool) -> nn.Module:

@@ -118,6 +118,16 @@ def test_promised_sizes_hold_for_every_stream(name: str) -> None:
             assert backbone(clips).shape == (1, backbone.feature_dim, *backbone.output_size(*size)), (stream, size)
 
 
+def test_frame_by_frame_is_told_of_those_that_mix_nothing(backbone: Backbone) -> None:
+    assert backbone.frame_by_frame == (backbone.name.partition(":")[0] in ("tsn", "bninception"))
+    if backbone.frame_by_frame:
+        clips = small_clips(backbone, 1)
+        with torch.inference_mode():
+            steps = [backbone(clips[:, :, t : t + 1]) for t in range(clips.shape[2])]
+            maps = backbone(clips)
+            torch.testing.assert_close(torch.cat(steps, 2), maps, rtol=0, atol=1e-5 * float(maps.abs().max()))
+
+
 @not_variants
 def test_every_parameter_learns(backbone: Backbone) -> None:
     # In train mode a random deep network keeps its signal, since batch norm then rescales it.

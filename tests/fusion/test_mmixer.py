@@ -256,3 +256,32 @@ def test_the_recurrence_compiles_as_one_graph():
     mixed = torch.randn(2, 3, 5, 4)
     compiled = torch.compile(plain, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(mixed)[-1], plain(mixed)[-1])
+
+
+@pytest.mark.parametrize("unit", ["lstm", "gru"])
+@pytest.mark.parametrize("chunks", [[6], [1] * 6, [2, 1, 3]])
+def test_steps_one_after_the_other_say_what_the_whole_says(unit, chunks):
+    head = double_head(unit=unit)
+    features = sequences_of(head, steps=6)
+    masks = {"flow": torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()}
+    features["flow"][~masks["flow"]] = torch.nan
+    assert head.recurrent
+    for seen in ({}, masks):
+        given = features if seen else {**features, "flow": features["flow"].nan_to_num()}
+        state, first = None, 0
+        for length in chunks:
+            part = slice(first, first := first + length)
+            new, state = head.step(
+                {name: x[:, part] for name, x in given.items()}, state, {n: mask[:, part] for n, mask in seen.items()}
+            )
+            whole = head({n: x[:, :first] for n, x in given.items()}, masks={n: m[:, :first] for n, m in seen.items()})
+            torch.testing.assert_close(new.logits, whole.logits, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(new.auxiliary, whole.auxiliary, rtol=1e-9, atol=1e-9)
+        assert [tuple(x.shape) for x in state[0]] == [(1, 3, 32)] * (2 if unit == "lstm" else 1)
+
+
+def test_an_mcu_looks_at_the_whole_sequence():
+    head = small_head("mmixer")
+    assert not head.recurrent
+    with pytest.raises(ValueError, match="looks at whole sequences"):
+        head.step(features_of(head))
