@@ -117,7 +117,7 @@ class Inception(Backbone):
         return self.head(self.dropout(maps.mean((3, 4)).transpose(1, 2))).mean(1)
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         self.head = nn.Linear(self.feature_dim, num_classes) if num_classes else None
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.001)

@@ -19,12 +19,25 @@ from .convert import published, rename
 PLAIN = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
 POOLED = {1: 0, 2: 1, 3: 3, 4: 4, 5: 5}  # blocks.2 is a pooling layer
 
+# Classifiers of these widths are of Charades and AVA, where several actions happen at once.
+SEVERAL = (157, 80)
+_AVA_CLASSES = 80
+
 _BN = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
 
 
-def _from_pytorchvideo(state: Mapping[str, Tensor], *, head: int) -> dict[str, Tensor]:
+def _check_detection(state: Mapping[str, Tensor], *, detection: bool) -> None:
+    """Networks tuned for AVA have the names of the others and another res5 and head."""
+    head = state.get("head.projection.weight", state.get("pred_w"))
+    if not detection and ("detection_head.proj.weight" in state or (head is not None and len(head) == _AVA_CLASSES)):
+        raise ValueError("these weights were tuned for boxes (AVA); build the backbone with detection=True")
+
+
+def _from_pytorchvideo(state: Mapping[str, Tensor], *, head: int, detection: bool) -> dict[str, Tensor]:
+    _check_detection(state, detection=detection)
     return rename(
-        state,
+        {key.removeprefix("model."): tensor for key, tensor in state.items()},
+        (r"detection_head\.proj\.(.+)", r"head.\1"),
         (rf"blocks\.{head}\.pool\.pre_(conv|norm)\.(.+)", rf"trunk.{head}.\1.\2"),
         (rf"blocks\.{head}\.pool\.post_conv\.(.+)", r"head.post_conv.\1"),
         # X3D's classifier has a layer before it, the others' is the classifier alone
@@ -38,21 +51,27 @@ def _from_pytorchvideo(state: Mapping[str, Tensor], *, head: int) -> dict[str, T
 
 def _is_pytorchvideo(state: Mapping[str, Tensor], *, paths: int) -> bool:
     path = "multipathway_blocks.0." if paths == 2 else ""
-    return f"blocks.1.{path}res_blocks.0.branch2.conv_a.weight" in state
+    key = f"blocks.1.{path}res_blocks.0.branch2.conv_a.weight"
+    return key in state or f"model.{key}" in state
 
 
-def pytorchvideo_layout(names: str, *, head: int, paths: int = 1) -> Layout:
-    """The layout of networks with one or two pathways whose classifier is `blocks.HEAD`."""
+def pytorchvideo_layout(names: str, *, head: int, paths: int = 1, detection: bool = False) -> Layout:
+    """The layout of networks with one or two pathways whose classifier is `blocks.HEAD`.
+
+    detection: as tuned for boxes, `model.` before the names and the classifier called `detection_head.proj`.
+    """
     return published(
         Layout(
             name=f"facebookresearch/pytorchvideo ({names})",
             recognises=partial(_is_pytorchvideo, paths=paths),
-            convert=partial(_from_pytorchvideo, head=head),
+            convert=partial(_from_pytorchvideo, head=head, detection=detection),
+            several=SEVERAL,
         )
     )
 
 
-def _from_slowfast(state: Mapping[str, Tensor], *, blocks: Mapping[int, int]) -> dict[str, Tensor]:
+def _from_slowfast(state: Mapping[str, Tensor], *, blocks: Mapping[int, int], detection: bool) -> dict[str, Tensor]:
+    _check_detection(state, detection=detection)
     two = "s1_fuse.conv_f2s.weight" in state
     rules: list[tuple[str, str]] = []
     for stage, block in blocks.items():
@@ -67,6 +86,9 @@ def _from_slowfast(state: Mapping[str, Tensor], *, blocks: Mapping[int, int]) ->
             rules.append((there + r"stem\.conv_xy\.(.+)", rf"{ours}.conv.conv_t.\1"))
             rules.append((there + r"stem\.conv\.(.+)", rf"{ours}.conv.conv_xy.\1" if split else rf"{ours}.conv.\1"))
             rules.append((there + r"stem\.bn\.(.+)", rf"{ours}.norm.\1"))
+            beside = rf"{ours}.res_blocks.\1.nonlocal"
+            rules.append((there + r"nonlocal(\d+)\.conv_(theta|phi|g|out)\.(.+)", rf"{beside}.\2.\3"))
+            rules.append((there + r"nonlocal(\d+)\.bn\.(.+)", rf"{beside}.norm.\2"))
             here, ours = there + r"res(\d+)\.", rf"{ours}.res_blocks.\1"
             rules.append((here + r"branch1\.(.+)", rf"{ours}.branch1_conv.\2"))
             rules.append((here + r"branch1_bn\.(.+)", rf"{ours}.branch1_norm.\2"))
@@ -91,18 +113,25 @@ def _is_slowfast(state: Mapping[str, Tensor], *, paths: int) -> bool:
     return "s2.pathway0_res0.branch2.a.weight" in state and two == (paths == 2)
 
 
-def slowfast_layout(names: str, *, blocks: Mapping[int, int] = PLAIN, paths: int = 1) -> Layout:
-    """PySlowFast's layout (`model_state`) of networks with one or two pathways."""
+def slowfast_layout(
+    names: str, *, blocks: Mapping[int, int] = PLAIN, paths: int = 1, detection: bool = False
+) -> Layout:
+    """PySlowFast's layout (`model_state`) of networks with one or two pathways.
+
+    Those of Something-Something and Charades eat rgb too: REVERSE_INPUT_CHANNEL turns what was read as B, G, R.
+    """
     return published(
         Layout(
             name=f"facebookresearch/SlowFast ({names})",
             recognises=partial(_is_slowfast, paths=paths),
-            convert=partial(_from_slowfast, blocks=blocks),
+            convert=partial(_from_slowfast, blocks=blocks, detection=detection),
+            several=SEVERAL,
         )
     )
 
 
-def _from_caffe2(state: Mapping[str, Tensor], *, blocks: Mapping[int, int]) -> dict[str, Tensor]:
+def _from_caffe2(state: Mapping[str, Tensor], *, blocks: Mapping[int, int], detection: bool) -> dict[str, Tensor]:
+    _check_detection(state, detection=detection)
     leaf = r"(s|b|rm|riv)"
     stage = r"(t_)?res([2-5])_(\d+)"
     fused = r"t_res([2-5])_\d+_branch2c_bn_subsample"
@@ -118,6 +147,8 @@ def _from_caffe2(state: Mapping[str, Tensor], *, blocks: Mapping[int, int]) -> d
         (stage + r"_branch1_w", r"s\2.\1pathway_res\3.branch1.w"),
         (r"(t_)?res_conv1_bn_" + leaf, r"s1.\1pathway_stem.bn.\2"),
         (r"(t_)?conv1_w", r"s1.\1pathway_stem.conv.w"),
+        (r"nonlocal_conv([2-5])_(\d+)_bn_" + leaf, r"s\1.pathway_nonlocal\2.bn.\3"),
+        (r"nonlocal_conv([2-5])_(\d+)_(theta|phi|g|out)_([wb])", r"s\1.pathway_nonlocal\2.conv_\3.\4"),
         (r"pred_([wb])", r"head.projection.\1"),
     )
     ours: dict[str, Tensor] = {}
@@ -133,7 +164,7 @@ def _from_caffe2(state: Mapping[str, Tensor], *, blocks: Mapping[int, int]) -> d
             ours.setdefault(f"{norm}running_var", torch.full_like(gain, 1 - 1e-5))
     if "head.projection.weight" in ours:
         ours["head.projection.weight"] = ours["head.projection.weight"].flatten(1)
-    return _from_slowfast(ours, blocks=blocks)
+    return _from_slowfast(ours, blocks=blocks, detection=detection)
 
 
 def _is_caffe2(state: Mapping[str, Tensor], *, paths: int) -> bool:
@@ -141,12 +172,13 @@ def _is_caffe2(state: Mapping[str, Tensor], *, paths: int) -> bool:
     return "conv1_w" in state and "res2_0_branch2a_w" in state and two == (paths == 2)
 
 
-def caffe2_layout(names: str, *, blocks: Mapping[int, int] = PLAIN, paths: int = 1) -> Layout:
+def caffe2_layout(names: str, *, blocks: Mapping[int, int] = PLAIN, paths: int = 1, detection: bool = False) -> Layout:
     """Caffe2's blobs of networks with one or two pathways."""
     return published(
         Layout(
             name=f"Caffe2 blobs of facebookresearch/SlowFast ({names})",
             recognises=partial(_is_caffe2, paths=paths),
-            convert=partial(_from_caffe2, blocks=blocks),
+            convert=partial(_from_caffe2, blocks=blocks, detection=detection),
+            several=SEVERAL,
         )
     )

@@ -79,7 +79,7 @@ class StageNet(Backbone):
         return self.head(self.dropout(maps.mean((2, 3, 4))))
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         self.head = linear(self.feature_dim, num_classes) if num_classes else None
 
 

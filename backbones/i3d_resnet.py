@@ -103,10 +103,17 @@ class NonLocal(nn.Module):
     """Non-local block over space and time (Wang et al., equations 2 to 6): maps (B, D, T, H, W) -> the same.
 
     attention: softmax (embedded Gaussian, affinities divided by sqrt(inner)) or dot_product (divided by their number).
-    pool: phi and g see the maps max-pooled by 2 x 2 over space (section 3.3).
+    pool: phi and g see the maps max-pooled by these windows of (T, H, W) (section 3.3); None: as they are.
     """
 
-    def __init__(self, width: int, inner: int, *, attention: Attention = "softmax", pool: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        attention: Attention = "softmax",
+        pool: tuple[int, int, int] | None = (1, 2, 2),
+    ) -> None:
         super().__init__()
         if attention not in ("softmax", "dot_product"):
             raise ValueError(f"attention is {attention!r}; it is 'softmax' or 'dot_product'")
@@ -122,7 +129,7 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
-        seen = F.max_pool3d(maps, (1, 2, 2)) if self.pool else maps
+        seen = F.max_pool3d(maps, self.pool) if self.pool else maps
         theta, phi, g = (
             conv(x).flatten(2).transpose(1, 2)  # (B, places, inner)
             for conv, x in ((self.theta, maps), (self.phi, seen), (self.g, seen))
@@ -192,7 +199,8 @@ class I3DResNet(Backbone):
             nonlocals = {}
             if nonlocal_attention is not None and number in (1, 2):
                 for place in range(1, len(kernels), 2):
-                    block = NonLocal(width, width // 2, attention=nonlocal_attention, pool=nonlocal_pool)
+                    window = (1, 2, 2) if nonlocal_pool else None
+                    block = NonLocal(width, width // 2, attention=nonlocal_attention, pool=window)
                     nonlocals[str(place)] = block
             stages.append(Stage(blocks, nonlocals))
         self.res2, self.res3, self.res4, self.res5 = stages
@@ -233,7 +241,7 @@ class I3DResNet(Backbone):
         return self.head(self.dropout(maps.mean((2, 3, 4))))
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.set_classes(num_classes)
         self.head = nn.Linear(self.feature_dim, num_classes) if num_classes else None
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.01)

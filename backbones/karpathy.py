@@ -163,7 +163,7 @@ class KarpathyFusion(FrameModel):
         if self.fusion != "late_fusion":
             return super().reset_classifier(num_classes)
         self.network.reset_classifier(0)
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         width = int(getattr(self.network, "head_hidden_size", None) or self.feature_dim)
         self.head = linear(self.input_spec.frames * width, num_classes) if num_classes else None
 

@@ -3,12 +3,15 @@
 Sources: Fan et al., "Multiscale Vision Transformers", ICCV 2021 (arXiv:2104.11227); Li et al., "MViTv2", CVPR 2022
 (arXiv:2112.01526). The networks are torchvision's. Tables of positions belong to one size of clip, so that a network is
 built for `frames` and `crop`. Classes are told from the class token, which the map does not hold.
+facebookresearch/SlowFast's file of MViT-B 16x4 was trained before its code pooled keys and values in the last two
+blocks (`pool_last_keys=False`); networks that it was told to pool before the projection (POOL_FIRST) are others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +31,7 @@ from .first_layer import adapt_first_layer
 MVIT_SPEC = InputSpec(frames=16, fps=7.5, resize_side=256, crop=224, mean=(0.45,) * 3, std=(0.225,) * 3)
 
 PUBLISHED = "torchvision ('pretrained'), SlowFast"
+FROM_V1 = "torchvision ('pretrained'), SlowFast, pytorchvideo (16x4, 32x3)"
 
 # Of the 16 blocks, those whose queries are pooled by 2 x 2; widths and heads; pooling of keys and values over space.
 _POOLED = (1, 3, 14)
@@ -51,9 +55,10 @@ class Version:
     residual_pool: bool
     relative: bool
 
-    def blocks(self) -> list[MSBlockConfig]:
+    def blocks(self, *, pool_last_keys: bool = True) -> list[MSBlockConfig]:
         found = []
         for k, width in enumerate(_WIDTHS):
+            pooled_keys = pool_last_keys or _KEY_STRIDES[k] > 1
             pooled = k in _POOLED
             queries = pooled or self.pool_all_queries
             found.append(
@@ -62,9 +67,9 @@ class Version:
                     input_channels=_WIDTHS[max(k - 1, 0)] if self.widen_in_attention else width,
                     output_channels=width if self.widen_in_attention else _WIDTHS[min(k + 1, len(_WIDTHS) - 1)],
                     kernel_q=[3, 3, 3] if queries else [],
-                    kernel_kv=[3, 3, 3],
+                    kernel_kv=[3, 3, 3] if pooled_keys else [],
                     stride_q=[1, 2, 2] if pooled else [1, 1, 1] if queries else [],
-                    stride_kv=[1, _KEY_STRIDES[k], _KEY_STRIDES[k]],
+                    stride_kv=[1, _KEY_STRIDES[k], _KEY_STRIDES[k]] if pooled_keys else [],
                 )
             )
         return found
@@ -91,8 +96,20 @@ def _is_slowfast(state: Mapping[str, Tensor]) -> bool:
     return "cls_token" in state and "patch_embed.proj.weight" in state and "blocks.0.attn.pool_k.weight" in state
 
 
-def _from_slowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Separate q, k and v are one matrix here; tables of positions lose their first dimension, which is 1."""
+def _is_pytorchvideo(state: Mapping[str, Tensor]) -> bool:
+    return "patch_embed.patch_model.weight" in state and "cls_positional_encoding.cls_token" in state
+
+
+def _from_slowfast(state: Mapping[str, Tensor], *, pool_last_keys: bool) -> dict[str, Tensor]:
+    """Of SlowFast and pytorchvideo, which call all but the outermost layers alike. Separate q, k and v are one matrix
+    here; tables of positions lose their first dimension, which is 1.
+    """
+    pooled = "blocks.15.attn.pool_k.weight" in state
+    if pooled != pool_last_keys and "blocks.15.attn.proj.weight" in state:
+        raise ValueError(
+            f"the last blocks of these weights {'do' if pooled else 'do not'} pool their keys; "
+            f"build the backbone with pool_last_keys={pooled}"
+        )
     state = dict(state)
     for key in [key for key in state if key.startswith("blocks.") and ".attn.q." in key]:
         parts = [key.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
@@ -101,25 +118,28 @@ def _from_slowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     block = r"(blocks\.\d+\.)"
     named = rename(
         state,
-        (r"patch_embed\.proj\.(.+)", r"conv_proj.\1"),
-        (r"cls_token", r"pos_encoding.class_token"),
-        (r"pos_embed_spatial", r"pos_encoding.spatial_pos"),
-        (r"pos_embed_temporal", r"pos_encoding.temporal_pos"),
-        (r"pos_embed_class", r"pos_encoding.class_pos"),
+        (r"patch_embed\.(?:proj|patch_model)\.(.+)", r"conv_proj.\1"),
+        (r"(?:cls_positional_encoding\.)?cls_token", r"pos_encoding.class_token"),
+        (r"(?:cls_positional_encoding\.)?pos_embed_(spatial|temporal|class)", r"pos_encoding.\1_pos"),
+        (r"norm_embed\.(.+)", r"norm.\1"),
         (block + r"attn\.pool_([qkv])\.(.+)", r"\1attn.pool_\2.pool.\3"),
         (block + r"attn\.norm_([qkv])\.(.+)", r"\1attn.pool_\2.norm_act.0.\3"),
         (block + r"attn\.proj\.(.+)", r"\1attn.project.0.\2"),
         (block + r"mlp\.fc1\.(.+)", r"\1mlp.0.\2"),
         (block + r"mlp\.fc2\.(.+)", r"\1mlp.3.\2"),
         (block + r"proj\.(.+)", r"\1project.\2"),
-        (r"head\.projection\.(.+)", r"head.\1"),
+        (r"head\.(?:projection|proj)\.(.+)", r"head.\1"),
     )
     whole = {key: x.flatten(0, -2) for key, x in named.items() if key.endswith(("spatial_pos", "temporal_pos"))}
     single = {key: x.flatten() for key, x in named.items() if key.endswith(("class_token", "class_pos"))}
     return named | whole | single
 
 
-SLOWFAST = published(Layout(name="facebookresearch/SlowFast (MViT)", recognises=_is_slowfast, convert=_from_slowfast))
+_convert = partial(_from_slowfast, pool_last_keys=True)
+SLOWFAST = published(Layout(name="facebookresearch/SlowFast (mvit_*)", recognises=_is_slowfast, convert=_convert))
+PYTORCHVIDEO = published(
+    Layout(name="facebookresearch/pytorchvideo (mvit_v1_b)", recognises=_is_pytorchvideo, convert=_convert)
+)
 
 
 class MViT(Backbone):
@@ -209,7 +229,7 @@ class MViT(Backbone):
         return self._patches(output, self._final) if output.ndim == 3 else super().stage_map(output, batch)
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         self.head = linear(self.feature_dim, num_classes) if num_classes else None
 
 
@@ -222,13 +242,15 @@ def _build(
     frames: int,
     crop: int,
     stochastic_depth: float,
+    pool_last_keys: bool = True,
 ) -> MViT:
     if crop % 32 or frames % 2:
         raise ValueError(f"frames is {frames} and crop {crop}; they are a multiple of 2 and one of 32")
+    convert = partial(_from_slowfast, pool_last_keys=pool_last_keys)
     network = Network(
         spatial_size=(crop, crop),
         temporal_size=frames,
-        block_setting=version.blocks(),
+        block_setting=version.blocks(pool_last_keys=pool_last_keys),
         residual_pool=version.residual_pool,
         residual_with_cls_embed=False,
         rel_pos_embed=version.relative,
@@ -239,15 +261,13 @@ def _build(
     backbone = MViT(
         network,
         spec=stream_spec(sized(MVIT_SPEC, frames, crop), stream),
-        layouts=(TORCHVISION, SLOWFAST),
+        layouts=(TORCHVISION, replace(SLOWFAST, convert=convert), replace(PYTORCHVIDEO, convert=convert)),
         num_classes=num_classes,
     )
     return load_torchvision(backbone, weights, best, num_classes=num_classes, layout=TORCHVISION)
 
 
-@register(
-    "mvit_v1_b", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from="torchvision ('pretrained'), SlowFast"
-)
+@register("mvit_v1_b", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from=FROM_V1)
 def mvit_v1_b(
     *,
     stream: Stream = "rgb",
@@ -256,15 +276,17 @@ def mvit_v1_b(
     frames: int = 16,
     crop: int = 224,
     stochastic_depth: float = 0.2,
+    pool_last_keys: bool = True,
 ) -> MViT:
-    """MViT-B 16x4. weights "pretrained": torchvision's, Kinetics-400, for 16 frames of 224 pixels."""
+    """MViT-B 16x4 (32x3: frames=32). weights "pretrained": torchvision's, Kinetics-400, for 16 frames of 224 pixels.
+
+    pool_last_keys: False for SlowFast's published file, see above.
+    """
     best = tv.MViT_V1_B_Weights.DEFAULT
-    return _build(V1, best, stream, num_classes, weights, frames, crop, stochastic_depth)
+    return _build(V1, best, stream, num_classes, weights, frames, crop, stochastic_depth, pool_last_keys)
 
 
-@register(
-    "mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from="torchvision ('pretrained'), SlowFast"
-)
+@register("mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from=PUBLISHED)
 def mvit_v2_s(
     *,
     stream: Stream = "rgb",

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class OwnHeader:
     options: Mapping[str, Any]
     input_spec: InputSpec
     class_names: tuple[str, ...] = ()
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    several: bool = False
 
 
 def save_backbone(backbone: Backbone, path: str | Path) -> None:
@@ -45,6 +47,8 @@ def save_backbone(backbone: Backbone, path: str | Path) -> None:
         "options": dict(backbone.options),
         "input_spec": asdict(backbone.input_spec),
         "class_names": backbone.class_names,
+        "tasks": dict(backbone.tasks),
+        "several": backbone.several,
     }
     # Copies: safetensors takes neither channels-last memory nor two names for one tensor.
     state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in backbone.state_dict().items()}
@@ -97,6 +101,8 @@ def read_header(path: str | Path) -> OwnHeader | None:
         options=header["options"],
         input_spec=InputSpec(**spec),
         class_names=tuple(header["class_names"]),
+        tasks=header.get("tasks", {}),  # files of before do not say
+        several=header.get("several", False),
     )
 
 

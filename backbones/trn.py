@@ -12,6 +12,7 @@ of all lengths are one, on what they read side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from math import comb
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ._resnets import bare, is_epic
 from .contract import IMAGENET_MEAN, Layout, Stream, register
 from .convert import published, rename
-from .frame_models import TSN_SPEC, FrameModel, load_frame_weights
+from .frame_models import EPIC_TASKS, TSN_SPEC, FrameModel, load_frame_weights
 
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
 PER_LENGTH = 3  # relations of each length that are summed
@@ -112,8 +113,8 @@ class TRN(FrameModel):
         self.classifier_weight = "head.classifier.weight"
         convert = partial(_from_published, multi_scale)
         self.layouts = (
-            Layout(name=EPIC.name, recognises=EPIC.recognises, convert=convert, spec=EPIC.spec),
-            Layout(name=PUBLISHED.name, recognises=PUBLISHED.recognises, convert=convert, spec=PUBLISHED.spec),
+            replace(EPIC, convert=convert),
+            replace(PUBLISHED, convert=convert),
         )
         self.reset_classifier(num_classes)
 
@@ -130,7 +131,7 @@ class TRN(FrameModel):
         return self.head(pooled)
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         self.head.classifier = nn.Linear(self.head.relations.outputs, num_classes) if num_classes else None
 
 
@@ -185,6 +186,7 @@ EPIC = Layout(
     recognises=_is_epic,
     convert=partial(_from_published, True),
     spec={**TSN_SPEC, "std": IMAGENET_MEAN},  # as its TSN: the mean was given for the std
+    tasks=EPIC_TASKS,
 )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from ._clip_length import ClipLength
 from ._resnets import LAYERS, ClipResNet, bare, from_tsn_code, is_epic, last_conv, resnets
 from .contract import IMAGENET_MEAN, Layout, Stream, register
 from .convert import published
-from .frame_models import TSN_SPEC, load_frame_weights
+from .frame_models import EPIC_TASKS, TSN_SPEC, load_frame_weights
 
 Place = Literal["blockres", "block"]
 _DEEP = 23  # blocks of layer3 from which on every second block shifts
@@ -188,8 +188,8 @@ class TSM(ClipResNet):
         timm_layout = self.layouts[-1]  # ImageNet's weights, where training starts
         convert = partial(_from_published, shift)
         self.layouts = (
-            Layout(name=EPIC.name, recognises=EPIC.recognises, convert=convert, spec=EPIC.spec),
-            Layout(name=MIT.name, recognises=MIT.recognises, convert=convert, spec=MIT.spec),
+            replace(EPIC, convert=convert),
+            replace(MIT, convert=convert),
             timm_layout,
         )
 
@@ -241,6 +241,7 @@ EPIC = Layout(
     recognises=_is_epic,
     convert=partial(_from_published, Shift()),
     spec={**TSN_SPEC, "std": IMAGENET_MEAN},  # as its TSN: the mean was given for the std
+    tasks=EPIC_TASKS,
 )
 
 

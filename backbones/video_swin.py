@@ -120,7 +120,7 @@ class VideoSwin(Backbone):
         return self.head(self.dropout(maps.mean((2, 3, 4))))
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.set_classes(num_classes)
         self.head = nn.Linear(self.feature_dim, num_classes) if num_classes else None
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.01)

@@ -39,7 +39,7 @@ class X3D(StageNet):
 
     def reset_classifier(self, num_classes: int) -> None:
         """The layer before the last one stays where there is one."""
-        self.num_classes, self.class_names = num_classes, ()
+        self.set_classes(num_classes)
         if not num_classes:
             self.head = None
         elif getattr(self, "head", None) is None:

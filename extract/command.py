@@ -67,13 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clip: a vector per clip; space: a vector per time step; none: the map (default: %(default)s)",
     )
     what.add_argument(
-        "--top", type=int, default=0, metavar="K", help="keep and print the K likeliest classes (default: none)"
+        "--top",
+        type=int,
+        default=0,
+        metavar="K",
+        help="keep and print the K likeliest classes of each task (default: none)",
     )
     what.add_argument(
         "--labels",
-        type=Path,
+        action="append",
         metavar="FILE",
-        help="class names: text, one a line, json or csv (default: the weights' own)",
+        help="class names: text, one a line, json or csv; once for each task of weights with several, such as verbs, "
+        "then nouns (default: the weights' own)",
     )
     what.add_argument(
         "--boxes", type=Path, metavar="FILE", help="box tracks; adds RoI features per instance, in BACKBONE-STREAM-roi"

@@ -512,7 +512,12 @@ def _box_arrays(plan: ClipPlan, items: list[_BatchItem], size: int) -> tuple[np.
 
 
 def _video_prediction(classes: np.ndarray, scores: np.ndarray) -> list[tuple[int, float]]:
-    """Classes by mean score over the rows; in a row that does not have a class among its top it counts as 0."""
+    """Classes by mean score over the rows, one task after another; in a row that does not have a class among its top
+    it counts as 0.
+    """
+    if classes.ndim == 3:
+        tasks = zip(classes.swapaxes(0, 1), scores.swapaxes(0, 1), strict=True)
+        return [pair for task in tasks for pair in _video_prediction(*task)]
     totals: dict[int, float] = {}
     for row_classes, row_scores in zip(classes.tolist(), scores.tolist(), strict=True):
         for name, score in zip(row_classes, row_scores, strict=True):

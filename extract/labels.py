@@ -18,8 +18,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
     path: by its extension. `.json` is a list of names, {name: number} (Kinetics, Something-Something; names in double
         quotes lose them) or {number: name}. `.csv` has a line of column names, with the number under id, class_id,
         verb_id or noun_id and the name under key, class_key, name or action (EPIC-KITCHENS' verb and noun classes,
-        RULSTM's actions), or has no such line and is number,name. Anything else is text, one name a line; numbers
-        before every name that count from 0 or from 1 are left out.
+        RULSTM's actions), or has no such line: the number is first, the name last (RULSTM's actions of EGTEA).
+        Anything else is text, one name a line; numbers before every name that count from 0 or from 1 are left out.
     Raises: ValueError where there is no such file, or its numbers are not 0, 1, 2 and so on, each once.
     """
     if not path.is_file():
@@ -58,7 +58,7 @@ def _of_csv(text: str, path: Path) -> Iterable[tuple[object, object]]:
         raise ValueError(f"{path} names no class")
     head = [cell.strip().lower() for cell in rows[0]]
     if head[0].isdecimal():
-        number, name = 0, 1
+        number, name = 0, max(len(head) - 1, 1)
     else:
         number = next((head.index(column) for column in _NUMBERS if column in head), -1)
         name = next((head.index(column) for column in _NAMES if column in head), -1)

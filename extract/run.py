@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import chain
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -352,16 +353,28 @@ def _size(video: VideoInput) -> int:
 
 
 def _labels(args: argparse.Namespace, runners: list[Runner]) -> dict[str, tuple[str, ...]]:
-    labels = {runner.plan.name: tuple(runner.backbone.class_names) for runner in runners}
-    if args.labels is not None:
-        names = read_labels(args.labels)
-        for runner in runners:
-            if args.top and len(names) < runner.backbone.num_classes:
-                raise ValueError(
-                    f"{args.labels} names {len(names)} classes, {runner.plan.name} knows {runner.backbone.num_classes}"
-                )
-            labels[runner.plan.name] = names
-    return labels
+    """Names of every runner's classes, in the order of its logits; of classifiers for several tasks with the task."""
+    found = {}
+    files = [read_labels(Path(file)) for file in args.labels or ()]
+    for runner in runners:
+        backbone = runner.backbone
+        widths = dict(backbone.tasks) or {"": backbone.num_classes}
+        names = tuple(backbone.class_names)
+        if files and args.top:
+            if len(files) not in (1, len(widths)):
+                told = " and ".join(backbone.tasks) or "one task"
+                raise ValueError(f"--labels was given {len(files)} times; {runner.plan.name} classifies {told}")
+            wanted = widths.values() if len(files) == len(widths) else [backbone.num_classes]
+            for file, each, width in zip(args.labels, files, wanted, strict=True):
+                if len(each) < width:
+                    raise ValueError(f"{file} names {len(each)} classes, {runner.plan.name} knows {width}")
+            names = tuple(name for each, width in zip(files, wanted, strict=True) for name in each[:width])
+        if backbone.tasks:
+            numbers = [(task, number) for task, width in widths.items() for number in range(width)]
+            known = names or [str(number) for _, number in numbers]
+            names = tuple(f"{task} {name}" for (task, _), name in zip(numbers, known, strict=True))
+        found[runner.plan.name] = names
+    return found
 
 
 def _read_boxes(args: argparse.Namespace, videos: list[VideoInput]) -> tuple[dict[str, BoxTracks], str]:

@@ -44,7 +44,7 @@ class Runner:
 
     pool: "clip" (D), "space" (T', D) or "none" (D, T', H', W') per clip.
     layer: name of a sub-module whose output is taken instead of the backbone's map.
-    top: how many predicted classes per clip to keep, 0 for none.
+    top: how many predicted classes per clip to keep, of each task that the backbone classifies; 0 for none.
     roi: also give a feature of each box instance, (N, D): RoIAlign on the map, mean over cells and over the times
         at which the instance is there.
     """
@@ -71,8 +71,9 @@ class Runner:
                 f"{plan.name}: predictions were asked for, but the backbone has no classifier; "
                 "give weights that carry one"
             )
-        if top > backbone.num_classes:
-            raise ValueError(f"{plan.name}: top is {top}, but the classifier knows {backbone.num_classes} classes")
+        fewest = min([backbone.num_classes, *backbone.tasks.values()])
+        if top > fewest:
+            raise ValueError(f"{plan.name}: top is {top}, but the classifier knows {fewest} classes")
         self.plan, self.backbone, self.device = plan, backbone.eval().to(device), device
         if device.type == "cuda":
             self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
@@ -98,7 +99,9 @@ class Runner:
             self._hook.remove()
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Rows, (B, ...): "features", "roi" and "present" of boxes, "top_classes" and "top_scores"."""
+        """Rows, (B, ...): "features", "roi" and "present" of boxes, "top_classes" and "top_scores": (B, top), or
+        (B, tasks, top) of a classifier for several, numbered through.
+        """
         autocast = contextlib.nullcontext()
         if self.precision != "fp32":
             # Its cache of converted weights is one for all threads: what one stream of a GPU converts, another would
@@ -128,8 +131,7 @@ class Runner:
         else:
             rows["features"] = maps
         if logits is not None:
-            scores, classes = logits.float().softmax(-1).topk(self.top)
-            rows["top_scores"], rows["top_classes"] = scores, classes
+            rows["top_scores"], rows["top_classes"] = best_classes(self.backbone, logits.float(), self.top)
         if self.roi:
             assert batch.boxes is not None and batch.present is not None
             # Where flow is computed here, the clip has frames beyond those that the map's times stand for.
@@ -158,6 +160,20 @@ class Runner:
         flow = quantise(flow)
         stacks = [flow[:, k : k + self.plan.frames] for k in range(self.plan.flow_stack)]
         return np.concatenate(stacks, axis=-1)
+
+
+def best_classes(backbone: Backbone, logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Scores and numbers of the likeliest classes of logits (B, C): (B, top), or (B, tasks, top) of several tasks."""
+    scores = backbone.scores(logits)
+    if not backbone.tasks:
+        return scores.topk(top)  # pyright: ignore[reportReturnType]
+    found, first = [], 0
+    for width in backbone.tasks.values():
+        shares, numbers = scores[:, first : first + width].topk(top)
+        found.append((shares, numbers + first))
+        first += width
+    shares, numbers = zip(*found, strict=True)
+    return torch.stack(shares, 1), torch.stack(numbers, 1)
 
 
 def run_in_parts(runner: Runner, batch: Batch) -> dict[str, np.ndarray]:

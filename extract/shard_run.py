@@ -120,9 +120,8 @@ class ShardJob(Job):
         from .command import parse_fps
 
         args = argparse.Namespace(**{**vars(running), **plan.options, "overwrite": False})
-        for name in ("labels", "boxes"):
-            if getattr(args, name) is not None:
-                setattr(args, name, Path(getattr(args, name)))
+        if args.boxes is not None:
+            args.boxes = Path(args.boxes)
         if args.store not in ONE_FILE:
             raise ValueError(f"--store is {args.store!r}; shards publish files, so it must be {' or '.join(ONE_FILE)}")
         # boxes are checked against all inputs: of a shard alone there may be none

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -154,6 +155,30 @@ def test_predictions(folder: Path, tmp_path: Path, extract: Callable, capsys) ->
     assert "names 2 classes" in capsys.readouterr().err
     assert extract(folder / "b.mkv", "--out", tmp_path / "other", *TINY, "--top", 3) == 2  # random: no classifier
     assert "has no classifier" in capsys.readouterr().err
+
+
+def test_every_task_has_scores_of_its_own(folder: Path, tmp_path: Path, extract: Callable, capsys) -> None:
+    checkpoint, verbs, nouns = (tmp_path / name for name in ("trained.safetensors", "verbs.txt", "nouns.txt"))
+    backbone = create_backbone("tsn:test_resnet", num_classes=7)
+    backbone.tasks = {"verb": 3, "noun": 4}
+    save_backbone(backbone, checkpoint)
+    verbs.write_text("take\nput\nwash\n")
+    nouns.write_text("\n".join(f"thing {k}" for k in range(4)))
+    words = ["--backbone", "tsn:test_resnet", "--weights", checkpoint, "--crop", 32, "--side", 40, "--top", 3]
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words, "--labels", verbs, "--labels", nouns) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("verb ") == 3 and printed.count("noun thing ") == 3
+    extra = FeatureStore.open(tmp_path / "out" / PLAN).read("b.mkv").extra
+    assert extra["top_classes"].shape[1:] == (2, 3)
+    np.testing.assert_allclose(extra["top_scores"][:, 0].sum(1), 1, rtol=1e-5)  # all three verbs
+    assert (extra["top_classes"][:, 0] < 3).all() and (extra["top_classes"][:, 1] >= 3).all()
+    assert (extra["top_scores"][:, 1].sum(1) > 0.75).all()
+    assert extract(folder / "b.mkv", "--out", tmp_path / "plain", *words) == 0
+    assert re.search(r"verb [0-2] 0\.\d\d, .*noun [0-3] 0\.\d\d", capsys.readouterr().out)
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words, "--labels", nouns, "--labels", verbs) == 2
+    assert "names 3 classes" in capsys.readouterr().err
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words, *["--labels", nouns] * 3) == 2
+    assert "given 3 times" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ FORMS = {
     "1,put down,['put'],leave\n2,wash,['wash'],clean\n",
     "EPIC_verb_classes.csv": "verb_id,class_key,verbs\n1,put down,[]\n0,take,[]\n2,wash,[]\n",
     "rulstm_actions.csv": "id,verb,noun,action\n0,0,0,take\n1,1,0,put down\n2,2,0,wash\n",
+    "rulstm_egtea.csv": "0, 0_0, take\n1, 0_1, put down\n2, 1_1, wash\n",
     "bare.csv": "0,take\n1,put down\n2,wash\n",
 }
 
