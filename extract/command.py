@@ -237,7 +237,7 @@ def _in_shards(args: argparse.Namespace) -> int:
 
         code = run_on_ray(objects, plan, args)
     else:
-        code = shard_run.run_shards(objects, plan, plan.shards, args)
+        code = shard_run.run_shards(objects, plan, plan.shards, [], args)
     return code if code > 1 else shards_command.report(*shard_run.verify(objects))
 
 

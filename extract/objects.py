@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ..pipeline.remote import filesystem, is_url, retried
+from ..pipeline.remote import filesystem, is_url, list_remote, retried
 from ..pipeline.store_files import flush
+
+PIECE_BYTES = 8 << 20  # of a file that is read or sent in pieces
 
 
 class Objects(ABC):
@@ -40,6 +46,20 @@ class Objects(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Names of what lies directly in a folder, sorted."""
+
+    @abstractmethod
+    def listing(self, folder: str) -> Iterator[tuple[str, int]]:
+        """(name, bytes) of all objects in a folder and those in it, in any order, as they are listed."""
+
+    def crc32(self, name: str) -> tuple[int, int]:
+        """(bytes, CRC-32) of an object, read in pieces."""
+        size = self.size(name)
+        if size is None:
+            raise FileNotFoundError(f"{self.root}/{name}")
+        crc = 0
+        for start in range(0, size, PIECE_BYTES):
+            crc = zlib.crc32(self.read(name, start, min(start + PIECE_BYTES, size)), crc)
+        return size, crc
 
 
 def open_objects(root: str | os.PathLike[str]) -> Objects:
@@ -73,8 +93,7 @@ class FolderObjects(Objects):
                     file.write(content)
                 else:
                     with open(content, "rb") as source:
-                        while block := source.read(8 << 20):
-                            file.write(block)
+                        shutil.copyfileobj(source, file, PIECE_BYTES)
             flush(temporary)
             try:
                 os.link(temporary, target)
@@ -94,6 +113,20 @@ class FolderObjects(Objects):
         with suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self._root / folder) if not name.startswith("."))
         return []
+
+    def listing(self, folder: str) -> Iterator[tuple[str, int]]:
+        folders = [folder]
+        while folders:
+            folder = folders.pop()
+            with suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        folders.append(f"{folder}/{entry.name}")
+                    else:
+                        with suppress(FileNotFoundError):  # removed meanwhile
+                            yield f"{folder}/{entry.name}", entry.stat().st_size
 
 
 class RemoteObjects(Objects):
@@ -127,13 +160,21 @@ class RemoteObjects(Objects):
             return None
 
     def put_new(self, name: str, content: bytes | Path) -> bool:
-        data = content if isinstance(content, bytes) else content.read_bytes()
         if self.size(name) is not None:
             return False
+        # what a file or two of memory hold goes in one request, which more kinds of stores know to refuse
+        bytes_ = content.stat().st_size if isinstance(content, Path) else 0
+        data = content.read_bytes() if isinstance(content, Path) and bytes_ <= 2 * PIECE_BYTES else content
+        options: dict[str, Any] = {}
+        if hasattr(self._fs, "call_s3"):  # 10000 parts at most
+            options = {"chunksize": max(PIECE_BYTES, -(-bytes_ // 10_000)), "max_concurrency": 4}
 
         def ask() -> bool:
             try:
-                self._fs.pipe_file(self._path(name), data, mode="create")
+                if isinstance(data, Path):
+                    self._fs.put_file(str(data), self._path(name), mode="create", **options)
+                else:
+                    self._fs.pipe_file(self._path(name), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
@@ -158,3 +199,10 @@ class RemoteObjects(Objects):
             return [name for name in retried(ask, f"{self.root}/{folder}") if name]
         except FileNotFoundError:
             return []
+
+    def listing(self, folder: str) -> Iterator[tuple[str, int]]:
+        try:
+            for file in list_remote(f"{self.root}/{folder}"):
+                yield file.url.removeprefix(f"{self.root}/"), file.bytes
+        except FileNotFoundError:
+            return

@@ -26,7 +26,7 @@ from ..pipeline.types import BoxTracks
 from .decode import Outcome
 from .objects import Objects, open_objects
 from .plan import ClipPlan, Task
-from .shards import Shard, ShardPlan, is_done, read_plan
+from .shards import Shard, ShardPlan, done_shards, read_plan
 from .workers import Clips, Lost, Pool
 
 CLIPS_UNDER_WAY = 4  # objects per decode actor that wait for the model actor
@@ -195,7 +195,8 @@ def run_on_ray(objects: Objects, plan: ShardPlan, args: argparse.Namespace) -> i
     """Run what is not done of a plan; returns an exit code."""
     ray = _ray()
     models, decoders, gpus = sizes(args, ray.cluster_resources())
-    todo: deque[Shard] = deque(shard for shard in plan.shards if not is_done(objects, shard))
+    finished = done_shards(objects, plan)
+    todo: deque[Shard] = deque(shard for shard in plan.shards if shard.number not in finished)
     models = min(models, len(todo))
     attempts: dict[int, int] = {}
     root = objects.root if "://" in objects.root else os.path.abspath(objects.root)

@@ -74,11 +74,19 @@ def settings_of(args: argparse.Namespace, fps: float | str | None) -> Settings:
 class Job:
     """What the arguments ask for: models built, inputs found."""
 
-    def __init__(self, args: argparse.Namespace, fps: float | str | None, videos: list[VideoInput]) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        fps: float | str | None,
+        videos: list[VideoInput],
+        *,
+        named: Iterable[VideoInput] | None = None,
+    ) -> None:
+        """named: what --boxes may be about; default: the videos."""
         self._args, self._videos = args, videos
         self._boxes, boxes_sha256 = None, ""
         if args.boxes is not None:
-            self._boxes, boxes_sha256 = _read_boxes(args, videos)
+            self._boxes, boxes_sha256 = _read_boxes(args, videos if named is None else named)
         if args.labels is not None and not args.top:
             raise ValueError("--labels names the classes that --top K prints: give both")
         self._runners, recipes = build_runners(settings_of(args, fps))
@@ -384,11 +392,16 @@ def _read_boxes(args: argparse.Namespace, videos: list[VideoInput]) -> tuple[dic
     if args.instances < 1:
         raise ValueError(f"--instances is {args.instances}; with --boxes there must be room for at least one")
     tracks = read_box_file(args.boxes)
-    known = {video_key(video) for video in videos}
-    if not known & tracks.keys():
+    known: set[str] = set()
+    for video in videos:  # of which there may be millions: the first with boxes is enough
+        if video_key(video) in tracks:
+            break
+        if len(known) < 3:
+            known.add(video_key(video))
+    else:
         raise ValueError(
             f"{args.boxes} has boxes of {', '.join(sorted(tracks)[:3])}, ... and of none of the inputs, which are "
-            f"called {', '.join(sorted(known)[:3])}, ...; --root changes what they are called"
+            f"called {', '.join(sorted(known))}, ...; --root changes what they are called"
         )
     digest = hashlib.sha256()
     for key, found in sorted(tracks.items()):

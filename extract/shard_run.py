@@ -7,24 +7,27 @@ executor may run any shard any number of times: a loop here, ranks of torchrun, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.inputs import VideoInput, scan_inputs
-from ..pipeline.remote import is_url, list_remote
+from ..pipeline.inputs import VideoInput, listed_inputs
+from ..pipeline.remote import is_url
 from .claims import claim
-from .objects import Objects, open_objects
+from .objects import FolderObjects, Objects, open_objects
 from .run import Job
 from .shards import (
+    Inventory,
     Shard,
     ShardPlan,
+    done_shards,
     is_done,
     manifest_bytes,
     plan_shards,
@@ -52,6 +55,7 @@ class ShardSink(StoreSink):
         self._objects, self._scratch = objects, scratch
         self._threads = ThreadPoolExecutor(PUBLISHING)
         self._under_way: dict[str, Future[None]] = {}
+        self._made: dict[str, dict[str, list[Any]]] = {}
         self.outputs: dict[str, dict[str, list[Any]]] = {}
         for store in self._stores.values():
             name = f"{store.folder.name}/store.json"
@@ -82,9 +86,13 @@ class ShardSink(StoreSink):
             self._under_way[key] = self._threads.submit(self._publish, key, files)
 
     def _publish(self, key: str, files: list[tuple[str, Path]]) -> None:
+        made = {}
         for name, path in files:
-            self._objects.put_new(name, path)
+            size, crc = FolderObjects(path.parent).crc32(path.name)
+            if self._objects.put_new(name, path):
+                made[name] = [size, f"{crc:08x}"]
             path.unlink()
+        self._made[key] = made
 
     def finish(self, videos: Iterable[VideoInput]) -> None:
         """Wait until everything is published, and note it. Raises: OSError where the store refuses."""
@@ -97,12 +105,15 @@ class ShardSink(StoreSink):
         self._threads.shutdown()
 
     def _published(self, key: str) -> dict[str, list[Any]]:
-        # Read back, not remembered: of two that made it, the manifest tells of the one that is there.
+        # What was there before, or another made at the same time, is read: the manifest tells of what is there.
+        made = self._made.get(key, {})
         found = {}
         for _, name, _ in self._names(key):
-            if self._objects.size(name) is not None:
-                data = self._objects.read(name)
-                found[name] = [len(data), f"{zlib.crc32(data):08x}"]
+            if name in made:
+                found[name] = made[name]
+            elif self._objects.size(name) is not None:
+                size, crc = self._objects.crc32(name)
+                found[name] = [size, f"{crc:08x}"]
         return found
 
 
@@ -125,8 +136,8 @@ class ShardJob(Job):
         if args.store not in ONE_FILE:
             raise ValueError(f"--store is {args.store!r}; shards publish files, so it must be {' or '.join(ONE_FILE)}")
         # boxes are checked against all inputs: of a shard alone there may be none
-        first = [video for shard in plan.shards for video in read_shard(objects, shard)] if args.boxes else []
-        super().__init__(args, parse_fps(args.fps), first)
+        everything = (video for shard in plan.shards for video in read_shard(objects, shard))
+        super().__init__(args, parse_fps(args.fps), [], named=everything)
         self._objects, self._make_pool = objects, make_pool
         self._sink: ShardSink | None = None
 
@@ -181,11 +192,10 @@ def recorded_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
-def tagged(videos: Iterable[VideoInput]) -> Iterator[tuple[VideoInput, str]]:
-    """Each with its size where a look at the file system tells it. What is behind URLs of lists is not looked at."""
-    for video in videos:
-        tag = ""
-        if not is_url(video.path):
+def tagged(videos: Iterable[tuple[VideoInput, str]]) -> Iterator[tuple[VideoInput, str]]:
+    """Each with its size where a listing did not tell and a look at the file system does. URLs are not asked for."""
+    for video, tag in videos:
+        if not tag and not is_url(video.path):
             try:
                 tag = str(os.stat(video.path).st_size)
             except OSError:
@@ -197,83 +207,92 @@ def make_plan(
     args: argparse.Namespace, num_shards: int | None, *, shard_videos: int = 256
 ) -> tuple[Objects, ShardPlan]:
     """Find the inputs and plan them. num_shards: None = of about `shard_videos` videos each."""
-    videos = scan_inputs(args.paths, args.root).videos
-    if not videos:
-        raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
     if args.store not in ONE_FILE:
         raise ValueError(f"--store is {args.store!r}; shards publish files, so it must be {' or '.join(ONE_FILE)}")
-    tags = {file.url: f"{file.bytes} {file.etag}".strip() for path in args.paths if _is_listed(path)
-            for file in list_remote(path)}  # fmt: skip
-    named = ((video, tags.get(video.path) or tag) for video, tag in tagged(videos))
-    objects = open_objects(args.out)
-    return objects, plan_shards(named, recorded_options(args), num_shards or -(-len(videos) // shard_videos), objects)
+    with listed_inputs(args.paths, args.root) as videos:
+        if not videos.count:
+            raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
+        num_shards = num_shards or -(-videos.count // shard_videos)
+        objects = open_objects(args.out)
+        return objects, plan_shards(tagged(videos), recorded_options(args), num_shards, objects)
 
 
-def _is_listed(path: str) -> bool:
-    from ..pipeline.remote import is_remote_folder
-
-    return is_url(path) and not path.lower().endswith((".txt", ".csv")) and is_remote_folder(path)
-
-
-def my_shards(plan: ShardPlan, chosen: list[int] | None, parts: int | None) -> list[Shard]:
-    """The shards that this process is to run, by --shard, or by the variables of what started it."""
+def my_shards(
+    plan: ShardPlan, chosen: list[int] | None = None, parts: int | None = None
+) -> tuple[list[Shard], list[Shard]]:
+    """(shards that this process is to run, others with which it helps after), by --shard or by what started it."""
     by_number = {shard.number: shard for shard in plan.shards}
     if chosen is not None:
-        return [by_number[number] for number in chosen if number in by_number]  # a shard may have got no video
+        return [by_number[number] for number in chosen if number in by_number], []  # a shard may have got no video
     environment = os.environ
     if "SLURM_ARRAY_TASK_ID" in environment:
         first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
         part, of = int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
         of = parts or of
-        return plan.shards[part % of :: of]
+        return plan.shards[part % of :: of], []
     if "JOB_COMPLETION_INDEX" in environment:
         number = int(environment["JOB_COMPLETION_INDEX"])
         if parts:
-            return plan.shards[number % parts :: parts]
-        return [by_number[number]] if number in by_number else []
+            return plan.shards[number % parts :: parts], []
+        return ([by_number[number]] if number in by_number else []), []
     rank, world = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
-    # Own shards first, then the others': a rank that died leaves nothing undone.
-    return [shard for step in range(world) for shard in plan.shards[(rank + step) % world :: world]]
+    # A rank that died leaves nothing undone. Each helps in an order of its own, or they would all do the same shard.
+    others = [shard for place, shard in enumerate(plan.shards) if place % world != rank]
+    others.sort(key=lambda shard: hashlib.blake2b(f"{rank} {shard.id}".encode(), digest_size=8).digest())
+    return plan.shards[rank::world], others
 
 
 def run_shards(
-    objects: Objects, plan: ShardPlan, shards: list[Shard], running: argparse.Namespace, *, retry_failed: bool = False
+    objects: Objects,
+    plan: ShardPlan,
+    own: Iterable[Shard],
+    others: Iterable[Shard],
+    running: argparse.Namespace,
+    *,
+    retry_failed: bool = False,
 ) -> int:
-    """Run what of these is not done; returns an exit code."""
+    """Run what of these is not done; returns an exit code. retry_failed: of its own."""
     job: ShardJob | None = None
     worst = 0
     folder = None if is_url(objects.root) else Path(objects.root)
-    passed = []
-    for waiting in (False, True):
-        for shard in passed if waiting else shards:
-            held = None if folder is None else claim(folder / "shards", f"{shard.number}")
-            if folder is not None and held is None:  # another process of this machine or share is at it
-                passed.append(shard) if not waiting else None
+    done = done_shards(objects, plan)
+    passed: list[Shard] = []
+    work = chain(((shard, retry_failed) for shard in own), ((shard, False) for shard in others))
+    for shard, again in chain(work, ((shard, False) for shard in passed)):
+        if shard.number in done and not again:
+            continue
+        held = None if folder is None else claim(folder / "shards", f"{shard.number}")
+        if folder is not None and held is None:  # another process of this machine or share is at it
+            if shard not in passed:
+                passed.append(shard)  # looked at again in the end
+            continue
+        try:
+            if is_done(objects, shard, retry_failed=again):
+                if not again:  # others are at work, what was listed is old
+                    done = done_shards(objects, plan)
                 continue
-            try:
-                if is_done(objects, shard, retry_failed=retry_failed and not waiting):
-                    continue
-                job = job or ShardJob(objects, plan, running)
-                code = job.run_shard(shard)
-            finally:
-                if held is not None:
-                    held.release()
-            if code > 2:
-                return code
-            worst = max(worst, code)
+            job = job or ShardJob(objects, plan, running)
+            code = job.run_shard(shard)
+        finally:
+            if held is not None:
+                held.release()
+        if code > 2:
+            return code
+        worst = max(worst, code)
     return worst
 
 
 def verify(objects: Objects, *, deep: bool = False, shards: list[int] | None = None) -> tuple[int, dict[str, int]]:
     """Print each problem as json; returns (videos that are there exactly once, problems by kind)."""
     plan = read_plan(objects)
+    inventory = Inventory(objects) if shards is None and not deep else None
     problems: dict[str, int] = {}
     good = 0
     for shard in plan.shards:
         if shards is not None and shard.number not in shards:
             continue
         bad: set[str] = set()
-        for problem in verify_shard(objects, shard, deep=deep):
+        for problem in verify_shard(objects, shard, deep=deep, inventory=inventory):
             print(json.dumps(asdict(problem)))
             problems[problem.kind] = problems.get(problem.kind, 0) + (1 if problem.key else shard.videos)
             bad.add(problem.key)

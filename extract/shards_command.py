@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> int:
     if args.parts is not None and args.parts < 1:
         raise ValueError(f"--parts is {args.parts}; it must be at least 1")
     plan = read_plan(objects)
-    shards = shard_run.my_shards(plan, args.shard, args.parts)
-    return shard_run.run_shards(objects, plan, shards, args, retry_failed=args.retry_failed)
+    own, others = shard_run.my_shards(plan, args.shard, args.parts)
+    return shard_run.run_shards(objects, plan, own, others, args, retry_failed=args.retry_failed)
 
 
 def report(good: int, problems: dict[str, int]) -> int:

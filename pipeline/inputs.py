@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import os
 import re
+import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from .decoders.frame_files import is_frame_pattern, leads_to_folder, names_a_frame_folder
 from .remote import RangeFile, is_remote_folder, is_url, list_remote, remote_file
@@ -54,6 +58,35 @@ class _Found:
     start_seconds: float | None = None
     stop_seconds: float | None = None
     id: str | None = None
+    tag: str = field(default="", compare=False)  # size and etag, of what a store listed
+
+
+class _Root:
+    """The folder or URL that keys are relative to; found while inputs are, of which there may be too many to keep."""
+
+    def __init__(self, given: str | Path | None) -> None:
+        self._given = given
+        self._local: str | None = None
+        self._remote: list[str] | None = None
+
+    def add(self, folder: str) -> None:
+        """An input lies in this folder."""
+        if is_url(folder):
+            parts = folder.split("/")  # of lists commonprefix compares whole entries
+            self._remote = parts if self._remote is None else list(os.path.commonprefix([self._remote, parts]))
+        elif folder != self._local:
+            self._local = folder if self._local is None else os.path.commonpath([self._local, folder])
+
+    def folder(self) -> str:
+        if self._given is not None:
+            return os.fspath(self._given).rstrip("/") if is_url(self._given) else os.path.abspath(self._given)
+        if self._remote is None:
+            return self._local or ""
+        if self._local is not None or len(self._remote) < 3:
+            raise ValueError(
+                "the inputs lie in different stores and have no common root: give each store a call of its own"
+            )
+        return "/".join(self._remote)
 
 
 def find_videos(paths: str | Path | Iterable[str | Path], root: str | Path | None = None) -> list[VideoInput]:
@@ -82,36 +115,13 @@ def find_videos(paths: str | Path | Iterable[str | Path], root: str | Path | Non
 
 def scan_inputs(paths: str | Path | Iterable[str | Path], root: str | Path | None = None) -> InputScan:
     """`find_videos`, with the count of what was skipped."""
-    given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if not given:
-        raise ValueError("no input was given: name video files, folders, a .txt list or a .csv of segments")
     skipped: Counter[str] = Counter()
-    found: list[_Found] = []
-    anchors: set[str] = set()  # folders that hold the inputs: what the default root is made of
-    for path in given:
-        extension = os.path.splitext(path)[1].lower()
-        if is_url(path) and extension not in (".txt", ".csv"):
-            found.extend(_expand_url(_Found(path.rstrip("/")), skipped, anchors))
-            continue
-        if not is_url(path) and not os.path.lexists(path) and not is_frame_pattern(path):
-            raise ValueError(f"{path!r} does not exist; inputs are video files, folders, .txt lists and .csv segments")
-        if extension in (".txt", ".csv") and not os.path.isdir(path):
-            for row in _read_list(path) if extension == ".txt" else _read_segments(path):
-                # No look at the file system for a name that says it is a video: lists may be long.
-                if is_url(row.path):
-                    anchors.add(row.path.rsplit("/", 1)[0])
-                    found.append(row)
-                    continue
-                named = os.path.splitext(row.path)[1].lower() in VIDEO_EXTENSIONS
-                found.extend(_expand(row, not named and os.path.isdir(row.path), skipped, anchors))
-        else:
-            path = os.path.abspath(path)
-            found.extend(_expand(_Found(path), os.path.isdir(path), skipped, anchors))
-    found = list(dict.fromkeys(found))
-    base = _base(root, anchors)
+    base = _Root(root)
+    found = list(dict.fromkeys(_find(paths, skipped, base)))
+    top = base.folder()
     by_key: dict[str, _Found] = {}
     for item in found:
-        key = _key(item, base)
+        key = _key(item, top)
         other = by_key.setdefault(key, item)
         if other is not item:
             raise ValueError(
@@ -121,6 +131,65 @@ def scan_inputs(paths: str | Path | Iterable[str | Path], root: str | Path | Non
     ordered = sorted(by_key.items())
     videos = [VideoInput(item.path, key, item.start_seconds, item.stop_seconds, item.id) for key, item in ordered]
     return InputScan(videos, skipped)
+
+
+@dataclass(frozen=True)
+class ListedInputs:
+    """count: of inputs, repeated ones too. Iterating gives each and what the store's listing said of its content."""
+
+    count: int
+    root: str
+    _file: IO[str]
+
+    def __iter__(self) -> Iterator[tuple[VideoInput, str]]:
+        self._file.seek(0)
+        for line in self._file:
+            *given, tag = json.loads(line)
+            item = _Found(*given)
+            yield VideoInput(item.path, _key(item, self.root), item.start_seconds, item.stop_seconds, item.id), tag
+
+
+@contextmanager
+def listed_inputs(paths: str | Path | Iterable[str | Path], root: str | Path | None = None) -> Iterator[ListedInputs]:
+    """`find_videos` for more inputs than memory holds: they wait in a temporary file, in the order they were found.
+
+    Each place is listed once. An input that is named twice comes twice, and nothing is said of two with one key.
+    Raises: ValueError as `find_videos`; for one outside of the root when iterating comes to it.
+    """
+    base = _Root(root)
+    count = 0
+    with tempfile.TemporaryFile("w+", encoding="ascii") as file:
+        for item in _find(paths, Counter(), base):
+            count += 1
+            row = [item.path, item.start_seconds, item.stop_seconds, item.id, item.tag]
+            file.write(json.dumps(row) + "\n")
+        yield ListedInputs(count, base.folder(), file)
+
+
+def _find(paths: str | Path | Iterable[str | Path], skipped: Counter[str], root: _Root) -> Iterator[_Found]:
+    """What `paths` mean, as it is found."""
+    given = [os.fspath(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    if not given:
+        raise ValueError("no input was given: name video files, folders, a .txt list or a .csv of segments")
+    for path in given:
+        extension = os.path.splitext(path)[1].lower()
+        if is_url(path) and extension not in (".txt", ".csv"):
+            yield from _expand_url(_Found(path.rstrip("/")), skipped, root)
+            continue
+        if not is_url(path) and not os.path.lexists(path) and not is_frame_pattern(path):
+            raise ValueError(f"{path!r} does not exist; inputs are video files, folders, .txt lists and .csv segments")
+        if extension in (".txt", ".csv") and not os.path.isdir(path):
+            for row in _read_list(path) if extension == ".txt" else _read_segments(path):
+                # No look at the file system for a name that says it is a video: lists may be long.
+                if is_url(row.path):
+                    root.add(row.path.rsplit("/", 1)[0])
+                    yield row
+                    continue
+                named = os.path.splitext(row.path)[1].lower() in VIDEO_EXTENSIONS
+                yield from _expand(row, not named and os.path.isdir(row.path), skipped, root)
+        else:
+            path = os.path.abspath(path)
+            yield from _expand(_Found(path), os.path.isdir(path), skipped, root)
 
 
 def is_frame_folder(path: str | Path) -> bool:
@@ -146,49 +215,33 @@ def _describe(item: _Found) -> str:
     return f"{item.path} [{item.start_seconds}, {item.stop_seconds}) s"
 
 
-def _expand(item: _Found, is_folder: bool, skipped: Counter[str], anchors: set[str]) -> Iterator[_Found]:
-    if is_folder and item.start_seconds is None and item.stop_seconds is None:
-        paths = list(_walk(item.path, skipped))
-        # A folder of frames that is itself the input is named like a file, by the folder that holds it.
-        anchors.add(os.path.dirname(item.path) if paths == [item.path] else item.path)
-        yield from (replace(item, path=path) for path in paths)
-    else:
-        anchors.add(os.path.dirname(item.path))
+def _expand(item: _Found, is_folder: bool, skipped: Counter[str], root: _Root) -> Iterator[_Found]:
+    if not is_folder or item.start_seconds is not None or item.stop_seconds is not None:
+        root.add(os.path.dirname(item.path))
         yield item
+        return
+    for path in _walk(item.path, skipped):
+        # A folder of frames that is itself the input is named like a file, by the folder that holds it.
+        root.add(os.path.dirname(item.path) if path == item.path else item.path)
+        yield replace(item, path=path)
 
 
-def _expand_url(item: _Found, skipped: Counter[str], anchors: set[str]) -> Iterator[_Found]:
+def _expand_url(item: _Found, skipped: Counter[str], root: _Root) -> Iterator[_Found]:
     try:
         if not is_remote_folder(item.path):
-            remote_file(item.path)
-            anchors.add(item.path.rsplit("/", 1)[0])
-            yield item
+            file = remote_file(item.path)
+            root.add(item.path.rsplit("/", 1)[0])
+            yield replace(item, tag=file.tag)
             return
     except FileNotFoundError as error:
         raise ValueError(f"{item.path!r} does not exist; inputs are video files, folders and lists") from error
-    anchors.add(item.path)
+    root.add(item.path)
     for file in list_remote(item.path):
         extension = os.path.splitext(file.url)[1].lower()
         if extension in VIDEO_EXTENSIONS and extension != ".tar":
-            yield replace(item, path=file.url)
+            yield replace(item, path=file.url, tag=file.tag)
         else:
             skipped[extension] += 1
-
-
-def _base(root: str | Path | None, anchors: set[str]) -> str:
-    """The folder or URL that keys are relative to."""
-    if root is not None:
-        return os.fspath(root).rstrip("/") if is_url(root) else os.path.abspath(root)
-    remote = [anchor for anchor in anchors if is_url(anchor)]
-    if not remote:
-        return os.path.commonpath(anchors) if anchors else ""
-    parts = [anchor.split("/") for anchor in anchors]
-    common = os.path.commonprefix(parts)  # of lists: whole parts only
-    if len(remote) < len(anchors) or len(common) < 3:
-        raise ValueError(
-            "the inputs lie in different stores and have no common root: give each store a call of its own"
-        )
-    return "/".join(common)
 
 
 def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
@@ -197,7 +250,8 @@ def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
     folders, linked = deque([top]), deque[str]()
     while folders or linked:
         folder = folders.popleft() if folders else linked.popleft()
-        videos, others, sub_folders = [], [], False
+        videos = sub_folders = False
+        others: list[str] = []  # names, as long as this may be a folder of frames
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
@@ -210,11 +264,15 @@ def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
                     if leads_to_folder(entry):
                         sub_folders = True
                         (linked if entry.is_symlink() else folders).append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() not in VIDEO_EXTENSIONS:
-                        others.append(entry.name)
-                    elif entry.is_symlink() or entry.is_file():  # a link that leads nowhere is told when it is opened
-                        videos.append(entry.path)
-                    else:  # a pipe or a socket: opening it would wait for ever
+                    # a link that leads nowhere is told when it is opened; a pipe or a socket would wait for ever
+                    elif os.path.splitext(entry.name)[1].lower() in VIDEO_EXTENSIONS and (
+                        entry.is_symlink() or entry.is_file()
+                    ):
+                        videos = True
+                        yield entry.path
+                    elif videos or sub_folders:
+                        skipped[os.path.splitext(entry.name)[1].lower()] += 1
+                    else:
                         others.append(entry.name)
         except OSError:
             if folder == top:
@@ -224,7 +282,6 @@ def _walk(top: str, skipped: Counter[str], deep: bool = True) -> Iterator[str]:
         if not videos and not sub_folders and names_a_frame_folder(others):
             yield folder
         else:
-            yield from videos
             skipped.update(os.path.splitext(name)[1].lower() for name in others)
         if not deep:
             return

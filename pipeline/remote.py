@@ -85,6 +85,11 @@ class RemoteFile:
     bytes: int
     etag: str = ""
 
+    @property
+    def tag(self) -> str:
+        """Size and etag: changes where the content does."""
+        return f"{self.bytes} {self.etag}".rstrip()
+
 
 def _etag(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "").strip('"')
@@ -106,20 +111,44 @@ def is_remote_folder(url: str) -> bool:
 
 
 def list_remote(url: str) -> Iterator[RemoteFile]:
-    """All visible files under a folder or prefix, folder by folder."""
+    """All visible files under a folder or prefix, as they are listed: memory holds a page of S3, else one folder."""
     fs, path = filesystem(url)
-    folders = [path]
+    top = path.rstrip("/")
+    for name, info in (_objects if hasattr(fs, "call_s3") else _files)(fs, top, url):
+        inside = name[len(top) :].strip("/")
+        if not any(part.startswith(".") for part in inside.split("/")):
+            yield RemoteFile(f"{url.rstrip('/')}/{inside}", int(info.get("size") or info.get("Size") or 0), _etag(info))
+
+
+def _files(fs: Any, top: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Folder by folder; those with hidden names are left out."""
+    folders = [top]
     while folders:
         folder = folders.pop()
-        for info in sorted(retried(lambda folder=folder: fs.ls(folder, detail=True), url), key=lambda i: i["name"]):
+        found = retried(lambda folder=folder: fs.ls(folder, detail=True), url)
+        fs.invalidate_cache(folder)  # it would keep them all
+        for info in sorted(found, key=lambda info: info["name"]):
             name = info["name"].rstrip("/")
-            if name.rsplit("/", 1)[-1].startswith(".") or name.rstrip("/") == folder.rstrip("/"):
+            if name == folder:
                 continue
-            if info["type"] == "directory":
+            if info["type"] != "directory":
+                yield name, info
+            elif not name.rsplit("/", 1)[-1].startswith("."):
                 folders.append(name)
-            else:
-                inside = name.removeprefix(path).strip("/")
-                yield RemoteFile(f"{url.rstrip('/')}/{inside}", int(info.get("size") or 0), _etag(info))
+
+
+def _objects(fs: Any, top: str, url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A thousand a request, whatever their folders; s3fs itself would make one list of them, and keep it."""
+    bucket, prefix, _ = fs.split_path(top)
+    asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", **fs.req_kw}
+    while True:
+        page = retried(lambda: fs.call_s3("list_objects_v2", **asked), url)
+        for info in page.get("Contents", ()):
+            if not info["Key"].endswith("/"):
+                yield f"{bucket}/{info['Key']}", info
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
 class RangeFile(io.RawIOBase):

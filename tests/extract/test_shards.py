@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ from actionfuse.cli import main
 from actionfuse.extract.objects import Objects, open_objects
 from actionfuse.extract.shards import (
     VIDEOS,
+    Inventory,
     Shard,
+    done_shards,
     is_done,
     manifest_bytes,
     plan_shards,
@@ -73,6 +76,9 @@ def test_a_shards_id_follows_its_content(tmp_path: Path, change: str):
 def test_segments_of_a_video_stay_together_and_one_key_twice_is_refused(tmp_path: Path):
     parts = [(VideoInput("/v/a.mp4", f"a.mp4#{i}", i, i + 1, str(i)), "") for i in range(20)]
     assert len(plan_shards(parts, {}, 8, open_objects(tmp_path / "a")).shards) == 1
+    known, repeated = listed(3), [(video, "") for video, _ in listed(3)]  # from a listing, and from a list of names
+    both = plan_shards([*repeated, *known, *repeated], {}, 2, open_objects(tmp_path / "c"))
+    assert both == plan_shards(known, {}, 2, open_objects(tmp_path / "d")) and both.videos == 3
     twice = [*listed(3), (VideoInput("/elsewhere/1.mp4", "1.mp4"), "")]
     with pytest.raises(ValueError, match=r"two inputs have the key '1\.mp4'"):
         plan_shards(twice, {}, 2, open_objects(tmp_path / "b"))
@@ -121,12 +127,45 @@ def test_verify_lists_what_is_not_there_exactly_once(objects: Objects):
 
 
 def test_a_manifest_of_another_plan_does_not_count(objects: Objects):
-    (shard,) = plan_shards(listed(2), {}, 1, objects).shards
+    plan = plan_shards(listed(2), {}, 1, objects)
+    (shard,) = plan.shards
     other = Shard(shard.number, "0" * 64, shard.videos, shard.start, shard.stop)
-    objects.put_new(shard.manifest, manifest_bytes(other, []))
+    objects.put_new(other.manifest, manifest_bytes(other, []))
+    assert not is_done(objects, shard) and not done_shards(objects, plan)
+    objects.put_new(shard.manifest, manifest_bytes(other, []))  # in the wrong place
     assert [p.kind for p in verify_shard(objects, shard)] == ["damaged"]
-    with pytest.raises(ValueError, match="of another plan"):
-        is_done(objects, shard)
+    assert is_done(objects, shard) and done_shards(objects, plan) == {shard.number}
+
+
+def test_a_listing_finds_what_questions_find(objects: Objects):
+    plan = plan_shards(listed(40), {}, 3, objects)
+    for shard in plan.shards:
+        rows = []
+        for video in read_shard(objects, shard):
+            number = int(video.key.split(".")[0])
+            names = [f"{store}/deep/{number}.npz" for store in ("one", "two")]
+            for name in names if number != 7 else names[:1]:
+                objects.put_new(name, bytes(5 + (number == 9)))
+            rows.append({"key": video.key, "outputs": {name: [5, "00000000"] for name in names}})
+        objects.put_new(shard.manifest, manifest_bytes(shard, rows))
+    inventory = Inventory(objects)
+    asked = [p for shard in plan.shards for p in verify_shard(objects, shard)]
+    assert sorted((p.kind, p.key) for p in asked) == [("damaged", "9.mp4"), ("damaged", "9.mp4"), ("missing", "7.mp4")]
+    assert [p for shard in plan.shards for p in verify_shard(objects, shard, inventory=inventory)] == asked
+    assert inventory.holds("two/deep/3.npz", 5) and not inventory.holds("two/deep/3.npz", 6)
+    assert not inventory.holds("three/3.npz", 5)
+
+
+def test_large_files_go_and_come_in_pieces(objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("actionfuse.extract.objects.PIECE_BYTES", 1000)
+    path = tmp_path / "large.bin"
+    path.write_bytes(data := bytes(range(256)) * 37)
+    assert objects.put_new("a/large.bin", path) and not objects.put_new("a/large.bin", path)
+    assert objects.crc32("a/large.bin") == (len(data), zlib.crc32(data))
+    assert objects.read("a/large.bin") == data
+    assert list(objects.listing("a")) == [("a/large.bin", len(data))] and not list(objects.listing("none"))
+    with pytest.raises(FileNotFoundError):
+        objects.crc32("a/none.bin")
 
 
 def test_shards_give_the_bytes_of_one_call(folder: Path, tmp_path: Path, extract: Callable[..., int], capsys):
@@ -163,14 +202,15 @@ def test_shards_give_the_bytes_of_one_call(folder: Path, tmp_path: Path, extract
 @pytest.mark.parametrize(
     "environment, chosen, parts, expected",
     [
-        ({}, None, None, [0, 1, 2, 3, 4]),
-        ({}, [3, 9], None, [3]),
-        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "6", "SLURM_ARRAY_TASK_COUNT": "2"}, None, None, [1, 3]),
-        ({"JOB_COMPLETION_INDEX": "4"}, None, None, [4]),
-        ({"JOB_COMPLETION_INDEX": "1"}, None, 3, [1, 4]),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, None, None, [1, 3, 0, 2, 4]),
+        ({}, None, None, ([0, 1, 2, 3, 4], [])),
+        ({}, [3, 9], None, ([3], [])),
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "6", "SLURM_ARRAY_TASK_COUNT": "2"}, None, None,
+         ([1, 3], [])),
+        ({"JOB_COMPLETION_INDEX": "4"}, None, None, ([4], [])),
+        ({"JOB_COMPLETION_INDEX": "1"}, None, 3, ([1, 4], [])),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, None, None, ([1, 3], [0, 2, 4])),
     ],
-)
+)  # fmt: skip
 def test_which_shards_a_process_runs(tmp_path, monkeypatch, environment, chosen, parts, expected):
     from actionfuse.extract.shard_run import my_shards
 
@@ -179,7 +219,22 @@ def test_which_shards_a_process_runs(tmp_path, monkeypatch, environment, chosen,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     plan = plan_shards(listed(40), {}, 5, open_objects(tmp_path))
-    assert [shard.number for shard in my_shards(plan, chosen, parts)] == expected
+    own, others = my_shards(plan, chosen, parts)
+    assert ([shard.number for shard in own], sorted(shard.number for shard in others)) == expected
+
+
+def test_ranks_help_in_orders_of_their_own(tmp_path, monkeypatch):
+    from actionfuse.extract.shard_run import my_shards
+
+    plan = plan_shards(listed(400), {}, 100, open_objects(tmp_path))
+    orders = []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        orders.append([shard.number for shard in my_shards(plan)[1]])
+    # the shards of rank 2, as both others come to them
+    first, second = ([number for number in order if number in {*orders[0]} & {*orders[1]}] for order in orders[:2])
+    assert sorted(first) == sorted(second) and first != second
 
 
 def test_a_cluster_without_room_is_refused():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from actionfuse.pipeline.inputs import VideoInput, find_videos, scan_inputs
+from actionfuse.pipeline.inputs import VideoInput, find_videos, listed_inputs, scan_inputs
 
 
 @pytest.fixture
@@ -167,3 +167,20 @@ def test_wrong_calls(tmp_path):
     with pytest.raises(ValueError, match="no input was given"):
         find_videos([])
     assert find_videos(tmp_path) == []
+
+
+@pytest.mark.parametrize("root", [None, ".."])
+def test_a_listing_in_a_file_has_the_same_videos(tree, root):
+    odd = os.fsdecode(b"caf\xe9 \t.mp4")  # no UTF-8
+    (tree / odd).touch()
+    (tree / "list.txt").write_bytes(b"a/x.mp4\n" + os.fsencode(odd) + b"\n")
+    (tree / "cut.csv").write_text("path,start_seconds,stop_seconds,id\nb/x.mp4,0.5,1,one\n")
+    given = [tree, tree / "list.txt", tree / "cut.csv"]
+    root = None if root is None else tree / root
+    with listed_inputs(given, root) as listed:
+        videos = [video for video, _ in listed]
+        assert len(videos) == listed.count == 10
+        assert [video for video, _ in listed] == videos  # as often as one likes
+    assert sorted(set(videos), key=lambda video: video.key) == find_videos(given, root)
+    with pytest.raises(ValueError, match="does not exist"), listed_inputs(tree / "none.mp4"):
+        pass

@@ -12,7 +12,7 @@ from videos import write_counting_video
 
 from actionfuse.pipeline import VideoError, open_video
 from actionfuse.pipeline import remote as remote_module
-from actionfuse.pipeline.inputs import find_videos
+from actionfuse.pipeline.inputs import find_videos, listed_inputs
 from actionfuse.pipeline.probe import probe
 from actionfuse.pipeline.remote import ATTEMPTS, BLOCK_BYTES, RangeFile, is_url, retried
 
@@ -62,6 +62,23 @@ def test_inputs_behind_urls_have_keys_like_files(store: str):
     with pytest.raises(ValueError, match="no common root"):
         find_videos([store, "memory://other"] if fsspec.filesystem("memory").makedirs("/other", exist_ok=True) else [
             f"{store}/a.mp4", __file__])  # fmt: skip
+
+
+def test_a_store_is_listed_once(store: str, monkeypatch: pytest.MonkeyPatch):
+    fs, top = fsspec.core.url_to_fs(store)
+    fs.pipe_file(f"{top}/.hidden/c.mp4", b"x")
+    asked: list[str] = []
+    whole = type(fs).ls
+
+    def ls(self, path, **options):
+        asked.append(path)
+        return whole(self, path, **options)
+
+    monkeypatch.setattr(type(fs), "ls", ls)
+    with listed_inputs(store) as listed:
+        found = {video.key: tag for video, tag in listed}
+    assert sorted(found) == ["a.mp4", "bad.txt.mp4", "sub/b.mkv"] and found["bad.txt.mp4"] == "8"
+    assert asked == [top, f"{top}/sub"]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "sub/b.mkv"])
