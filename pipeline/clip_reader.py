@@ -97,7 +97,7 @@ class Shelf:
     def put(self, path: str, reader: VideoReader) -> None:
         """From now on `video(path)` is this reader."""
         self._mine()
-        self._keep("video", path, reader)
+        self._keep("sound" if isinstance(reader, AudioReader) else "video", path, reader)
 
     def drop(self, path: str) -> None:
         """Close what is open of this file, so that it starts anew."""

@@ -1,7 +1,8 @@
 """Streams that still run: a camera, a url or a file is read in a thread; the last seconds are a video to others.
 
-`LiveSource` decodes as frames come and drops the oldest where nobody takes them in time. `RingReader` holds the frames
-of the last seconds, scaled, as a `VideoReader`: what reads recorded videos reads it alike.
+`LiveSource` decodes as frames come and drops the oldest where nobody takes them in time; sound goes to a `RingSound` at
+once. `RingReader` holds the frames of the last seconds, scaled, as a `VideoReader`: what reads recorded videos reads it
+alike.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.stream import Discard
 
 from .decoders._container import first_video_stream, reason
 from .decoders._pixels import Scaler
+from .running_sound import RingSound
 from .types import Frames
 from .video import Size, SizeLike, VideoError, VideoInfo, VideoReader, as_size, check_batch, scaled_size
+
+_SOUND_SECONDS = 30.0  # held until whoever reads it says what is needed
 
 
 class Arrived(NamedTuple):
@@ -42,6 +47,7 @@ class LiveSource:
         camera needs. False: the source waits, nothing is lost.
     timeout_seconds: a source that says nothing for so long is given up.
     pace: hand frames over no faster than they are shown, which makes a file a camera.
+    listen: decode sound as well, into `sound`; it is None where the source has none, or was not asked.
     Raises: VideoError where the source cannot be opened or shows no frame.
     """
 
@@ -55,6 +61,7 @@ class LiveSource:
         pace: bool = False,
         queue_frames: int = 64,
         timeout_seconds: float = 20.0,
+        listen: bool = False,
     ) -> None:
         self.source, self.keep_up, self.pace, self.queue_frames = source, keep_up, pace, queue_frames
         self.dropped = 0
@@ -67,7 +74,14 @@ class LiveSource:
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{source}: cannot be opened as a stream: {reason(error)}") from error
         stream.thread_type = "SLICE"  # threads over frames would hold back as many frames as there are threads
-        self._stream = stream
+        self._streams: list[av.VideoStream | av.AudioStream] = [stream]
+        self.sound: RingSound | None = None
+        if listen and self._container.streams.audio:
+            heard = self._container.streams.best("audio") or self._container.streams.audio[0]
+            assert isinstance(heard, av.AudioStream)
+            heard.discard = Discard.default  # pyright: ignore[reportAttributeAccessIssue]
+            self.sound = RingSound(source, heard, _SOUND_SECONDS)
+            self._streams.append(heard)
         self.fps = float(stream.average_rate or stream.guessed_rate or 30)
         self._waiting: deque[Arrived] = deque()
         self._changed = threading.Condition()
@@ -80,6 +94,12 @@ class LiveSource:
         """When the newest frame that has come is shown; of those that wait as well."""
         with self._changed:
             return self._waiting[-1].pts_seconds if self._waiting else -math.inf
+
+    @property
+    def heard_seconds(self) -> float:
+        """Up to when sound has come; infinite where none will come any more."""
+        with self._changed:
+            return math.inf if self.sound is None or self._ended else self.sound.stop_seconds
 
     def __iter__(self) -> Iterator[Arrived]:
         while True:
@@ -106,12 +126,16 @@ class LiveSource:
     def _read(self) -> None:
         last, count, began = -math.inf, 0, 0.0
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._container.demux(self._streams):
                 try:
                     frames = packet.decode()
                 except FFmpegError:
                     continue  # a damaged packet of a stream: the next one may be whole
                 for frame in frames:
+                    if isinstance(frame, av.AudioFrame):
+                        assert self.sound is not None
+                        self.sound.add(frame)
+                        continue
                     assert isinstance(frame, av.VideoFrame)
                     pts = frame.time if frame.time is not None else count / self.fps
                     count += 1

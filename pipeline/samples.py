@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from .annotations import Segment
+from .audio import AudioReader
 from .clip_reader import Entries, Shelf, read_features, store_of
 from .clip_spec import Augmentation, FeatureSpec, StreamSpec
 from .datasets.contract import Dataset
@@ -185,8 +186,10 @@ class SegmentDataset(TorchDataset):
     def epoch(self) -> int:
         return int(self._epoch)
 
-    def lend(self, path: str | Path, reader: VideoReader) -> None:
-        """Read this reader, which may be of a stream that still runs, wherever the file of a segment is `path`."""
+    def lend(self, path: str | Path, reader: VideoReader | AudioReader) -> None:
+        """Read this reader of pictures or sound, which may be of a stream that still runs, wherever the file of a
+        segment is `path`.
+        """
         self._pixels.shelf.put(str(path), reader)
 
     def set_epoch(self, epoch: int) -> None:

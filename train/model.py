@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..backbones import Backbone, InputSpec, create_backbone
-from ..fusion import FusionHead, Instances, Output, create_head
+from ..fusion import FusionHead, Instances, Output, State, create_head
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -69,6 +69,19 @@ class ActionModel(nn.Module):
         masks: stream -> bool (B, T) over the entries of its input; a step of a feature map is there where any of the
             entries that it covers is.
         """
+        features, kept = self._features(inputs, masks)
+        return self.head(features, boxes, kept, losses=losses, extras=extras)
+
+    def step(
+        self, inputs: Mapping[str, Tensor], state: State | None = None, masks: Mapping[str, Tensor] | None = None
+    ) -> tuple[Output, State]:
+        """The next entries of streams that go on; inputs and masks as in `forward`, the rest as in FusionHead.step."""
+        features, kept = self._features(inputs, masks)
+        return self.head.step(features, state, kept)
+
+    def _features(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         features, kept = {}, dict(masks or {})
         for stream, x in inputs.items():
             if stream not in self.backbones:
@@ -77,7 +90,7 @@ class ActionModel(nn.Module):
             features[stream] = self.encode(stream, x)
             if stream in kept:
                 kept[stream] = mask_of_steps(kept[stream], features[stream].shape[2])
-        return self.head(features, boxes, kept, losses=losses, extras=extras)
+        return features, kept
 
     def encode(self, stream: str, clips: Tensor) -> Tensor:
         """Feature map (B, D, T', H', W') of a stream's clips (B, T, H, W, C)."""

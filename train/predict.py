@@ -11,9 +11,15 @@ action that starts task.tau_a later. With --segments (path,start_seconds,stop_se
 segment's action from what ends tau_a before its start, for every tau_a of the recipe; early recognition sees every
 fraction of it that the recipe names.
 
---live keeps the last window alone. Each moment is told when the first frame after it has come; its latency runs from
-then on. A camera or url does not wait: late frames are dropped, late moments skipped, both are counted. A file waits,
+--live reads one source that FFmpeg opens, pictures and sound. Each moment is told when the first frame after it has
+come (with sound, also what its spectrograms take, for recognition half a spectrogram more); its latency runs from that
+frame on. A camera or url does not wait: late frames are dropped, late moments skipped, both are counted. A file waits,
 unless --realtime makes it run like a camera.
+
+Recurrent heads (mmixer with unit lstm or gru) carry their hidden state through a stream: every entry is encoded once,
+and what is told is what the head says of all that was seen since the stream began. Other heads look at the last window
+alone; so does M-Mixer's MCU, which mixes every step with the content of the whole sequence. --state window gives
+recurrent heads windows too, as long as those that they were trained on.
 
 Exit codes: 0 all videos were read, 1 some were not (they are named), 2 wrong call, 130 interrupted.
 """
@@ -68,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--live", metavar="SOURCE", help="camera (/dev/video0), url or file that FFmpeg opens")
     live.add_argument("--live-format", metavar="NAME", help="FFmpeg's input format (default: what the source says)")
     live.add_argument("--live-seconds", type=float, metavar="S", help="stop after so many (default: at its end)")
+    live.add_argument(
+        "--state",
+        choices=("auto", "carry", "window"),
+        default="auto",
+        help="carry a recurrent head's hidden state over the stream, or look at windows (default: carry where exact)",
+    )
     live.add_argument("--realtime", action="store_true", help="a file runs as fast as it is shown and does not wait")
 
 
@@ -86,6 +98,8 @@ def main(args: argparse.Namespace) -> int:
         if paths or args.segments or args.crops or args.boxes or beside:
             raise ValueError("--live is one source, seen in windows: no VIDEO, --segments, --crops, --boxes, --beside")
         return live(args, run)
+    if args.state != "auto" or args.realtime or args.live_seconds or args.live_format:
+        raise ValueError("--state, --realtime, --live-seconds and --live-format belong to --live SOURCE")
     return recorded(args, run, paths, beside)
 
 
@@ -269,8 +283,9 @@ def live(args: argparse.Namespace, run: TrainedRun) -> int:
     from .predictions import line_of, write_csv, write_json
 
     waits = is_file(args.live) and not args.realtime
+    listen = "audio" in run.model.backbones
     try:
-        source = LiveSource(args.live, format=args.live_format, keep_up=not waits, pace=args.realtime)
+        source = LiveSource(args.live, format=args.live_format, keep_up=not waits, pace=args.realtime, listen=listen)
     except VideoError as error:
         print(f"cannot be read: {error}", file=sys.stderr)
         return 1
@@ -287,7 +302,8 @@ def live(args: argparse.Namespace, run: TrainedRun) -> int:
         with source:
             report = run_live(
                 run, source, window=args.window, stride=args.stride, top=args.top, seconds=args.live_seconds,
-                keep=keep, tell=tell, show=overlay.show if overlay is not None else lambda frame: None,
+                keep=keep, state=args.state, tell=tell, say=lambda line: print(line, file=sys.stderr),
+                show=overlay.show if overlay is not None else lambda frame: None,
             )  # fmt: skip
     finally:
         if overlay is not None:
@@ -299,6 +315,8 @@ def live(args: argparse.Namespace, run: TrainedRun) -> int:
         "dropped_frames": report.dropped_frames,
         "skipped_moments": report.skipped_moments,
         "ring_frames": report.ring_frames,
+        "ring_bytes": report.ring_bytes,
+        "carried_state": report.carried,
         "latency_seconds": report.latency_seconds,
     }
     rows = [replace(row, video=args.live) for row in report.predictions]

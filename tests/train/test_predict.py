@@ -251,7 +251,7 @@ def test_a_source_that_keeps_up_drops_the_oldest_and_counts(tmp_path):
 class Late:
     """A source of which ever more frames wait behind the one that is taken."""
 
-    source, fps, keep_up, dropped, error, newest_seconds = "late", 25.0, True, 0, None, math.inf
+    source, fps, keep_up, dropped, error, newest_seconds, sound = "late", 25.0, True, 0, None, math.inf, None
 
     def __init__(self, path):
         with LiveSource(str(path), keep_up=False) as source:
