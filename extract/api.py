@@ -15,6 +15,7 @@ from ..pipeline.sampling import LastClip
 from ..pipeline.types import BoxTracks
 from .engine import Engine
 from .events import Failed, Finished
+from .passes import decode_passes, in_order
 from .runner import Runner
 from .settings import (
     DEFAULT_BACKBONE,
@@ -102,7 +103,7 @@ def extract_features(
         device=device,
         frame_fps=frame_fps,
     )
-    videos = find_videos(paths, root)
+    videos = in_order(find_videos(paths, root))
     if not videos:
         raise ValueError(f"no video found in {paths}")
     runners: list[Runner]
@@ -119,7 +120,7 @@ def extract_features(
         runners,
         sink,
         batch_clips=[batch_clips(batch, runner) for runner in runners],
-        workers=min(num_workers(workers, runners[0].device), len(videos)),
+        workers=min(num_workers(workers, runners[0].device), len(list(decode_passes(videos)))),
         compute_threads=threads,
         threads_per_compute=inside,
         timeout_seconds=timeout_seconds,

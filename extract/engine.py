@@ -28,11 +28,13 @@ from ..pipeline.inputs import VideoInput
 from ..pipeline.types import BoxTracks
 from .decode import Outcome
 from .events import Failed, Finished, RowWriter, Sink, Skipped, Underway
+from .passes import MOST_TOGETHER, decode_passes
 from .plan import ClipPlan, Span, Task, cores
 from .runner import Batch, Runner, run_in_parts
-from .workers import Clips, Lost, Opened, Pool, RowNote
+from .workers import Clips, Decoded, Lost, Opened, Pool, RowNote
 
 STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
+BLAMELESS_ATTEMPTS = 5  # at a video whose decoders were ended from outside
 TELL_SECONDS = 1.0  # at most so often is it told how far a video is
 
 # What a runner gives that is stored along with features, not as features.
@@ -91,6 +93,7 @@ class _Open:
 class Engine:
     """Runs the plans over the videos; `run()` yields what became of each.
 
+    videos: segments that follow one another and overlap are decoded together (`passes`).
     runners: one per plan, in the same order. batch_clips: clips per batch and plan.
     """
 
@@ -110,7 +113,7 @@ class Engine:
         boxes: dict[str, BoxTracks] | None = None,
         make_pool: Callable[..., Any] | None = None,
     ) -> None:
-        self._videos = iter(videos)
+        self._passes = decode_passes(videos)
         self._runners, self._sink = runners, sink
         self._plans: tuple[ClipPlan, ...] = tuple(runner.plan for runner in runners)
         self._batch_clips, self._workers = batch_clips, workers
@@ -120,7 +123,7 @@ class Engine:
         self._timeout_seconds, self._decoder, self._boxes = timeout_seconds, decoder, boxes or {}
         self._frame_fps = frame_fps
         self._make_pool = make_pool or Pool
-        self._most_open = max(workers + 1, _most_open_videos(len(runners)))
+        self._most_open = max(workers + 1, _most_open_videos(len(runners)) - MOST_TOGETHER)
         self._filling: dict[int, _FillingBatch] = {}
         self._spare: dict[int, queue.SimpleQueue[np.ndarray]] = {i: queue.SimpleQueue() for i in range(len(runners))}
         self._to_compute: queue.Queue = queue.Queue(maxsize=compute_threads)
@@ -170,31 +173,33 @@ class Engine:
     ) -> Iterator[Finished | Failed | Skipped | Underway]:
         spans: dict[str, Span] = {}
         told = time.monotonic()
-        retries: deque[tuple[Task, BoxTracks | None]] = deque()
+        ready: deque[tuple[tuple[Task, ...], BoxTracks | None]] = deque()
         more = True
         while not self._stop.is_set():
-            while (number := pool.idle()) is not None and (retries or more):
-                if retries:
-                    pool.submit(number, *retries.popleft())
+            while (number := pool.idle()) is not None and (ready or more):
+                if ready:
+                    pool.submit(number, *ready.popleft())
                     continue
                 if len(open_videos) >= self._most_open:
                     self._flush()  # many short videos: their rows wait in batches that are not full
                     break
-                video = next(self._videos, None)
-                if video is None:
+                videos = next(self._passes, None)
+                if videos is None:
                     more = False
                     break
-                missing = self._sink.begin(video.key)
-                if not missing:
-                    yield Skipped(video.key, elsewhere=missing is None)
-                    continue
-                open_videos[video.key] = video
-                indices = tuple(i for i, plan in enumerate(self._plans) if plan.name in missing)
-                task = replace(
-                    task_of(video, self._decoder, self._frame_fps, indices), threads=max(1, cores() // self._workers)
-                )
-                pool.submit(number, task, self._boxes.get(video_key(video)))
-            if not pool.busy and not retries and not more:
+                tasks: dict[str, Task] = {}
+                for video in videos:
+                    missing = self._sink.begin(video.key)
+                    if not missing:
+                        yield Skipped(video.key, elsewhere=missing is None)
+                        continue
+                    open_videos[video.key] = video
+                    tasks[video.key] = self._task(video, missing)
+                boxes = self._boxes.get(video_key(videos[0]))
+                # What is there already may have been the bridge between the others.
+                left = decode_passes(video for video in videos if video.key in tasks)
+                ready.extend((tuple(tasks[video.key] for video in together), boxes) for together in left)
+            if not pool.busy and not ready and not more:
                 return
             for event in pool.events(timeout_seconds=0.2):
                 if isinstance(event, Clips):
@@ -202,27 +207,35 @@ class Engine:
                         self._collect(event)
                     finally:
                         pool.free(event)
-                    if time.monotonic() - told > TELL_SECONDS and (span := spans.get(event.key)):
+                    if time.monotonic() - told > TELL_SECONDS and (span := spans.get(event.rows[-1].key)):
                         told = time.monotonic()
                         yield _underway(event, span)
                 elif isinstance(event, Opened):
                     spans[event.key] = event.span
-                elif isinstance(event, Outcome):
-                    spans.pop(event.key, None)
-                    self._put(self._to_writer, ("outcome", event))
+                elif isinstance(event, Decoded):
+                    for outcome in event.outcomes:
+                        spans.pop(outcome.key, None)
+                        self._put(self._to_writer, ("outcome", outcome))
                 else:
-                    yield from self._lost(event, retries, open_videos)
+                    yield from self._lost(event, ready, open_videos)
             yield from self._pending_events(open_videos)
 
-    def _lost(self, lost: Lost, retries: deque, open_videos: dict[str, VideoInput]) -> Iterator[Failed]:
-        task = lost.task
-        self._put(self._to_writer, ("drop", task.key, task.attempt))
-        if task.attempt == 0 and task.decoder == "auto":
-            retries.append((replace(task, attempt=1), lost.boxes))
-            return
-        video = open_videos.pop(task.key)
-        self._sink.end(task.key)
-        yield Failed(task.key, video.path, "decode", lost.reason)
+    def _task(self, video: VideoInput, missing: tuple[str, ...]) -> Task:
+        indices = tuple(i for i, plan in enumerate(self._plans) if plan.name in missing)
+        task = task_of(video, self._decoder, self._frame_fps, indices)
+        return replace(task, threads=max(1, cores() // self._workers))
+
+    def _lost(self, lost: Lost, ready: deque, open_videos: dict[str, VideoInput]) -> Iterator[Failed]:
+        """What was lost is tried once more: segments one by one, so that each fails for its own reasons only."""
+        for task in lost.tasks:
+            self._put(self._to_writer, ("drop", task.key, task.attempt))
+            again = task.attempt == 0 and (task.decoder == "auto" or len(lost.tasks) > 1)
+            if again or (lost.blameless and task.attempt < BLAMELESS_ATTEMPTS):
+                ready.append(((replace(task, attempt=task.attempt + 1),), lost.boxes))
+                continue
+            video = open_videos.pop(task.key)
+            self._sink.end(task.key)
+            yield Failed(task.key, video.path, "decode", lost.reason)
 
     def _collect(self, clips: Clips) -> None:
         done = 0
@@ -234,7 +247,7 @@ class Engine:
             used = len(filling.items)
             taken = min(size - used, len(clips.rows) - done)
             filling.clips[used : used + taken] = clips.data[done : done + taken]
-            filling.items += [_BatchItem(clips.key, clips.attempt, note) for note in clips.rows[done : done + taken]]
+            filling.items += [_BatchItem(note.key, clips.attempt, note) for note in clips.rows[done : done + taken]]
             done += taken
             if len(filling.items) == size:
                 self._submit(clips.plan)
@@ -478,8 +491,9 @@ def video_key(video: VideoInput) -> str:
 
 
 def _underway(clips: Clips, span: Span) -> Underway:
-    seconds = max(0.0, clips.rows[-1].stop_seconds - span.start_seconds)
-    return Underway(clips.key, seconds, min(1.0, seconds / max(1e-9, span.stop_seconds - span.start_seconds)))
+    latest = clips.rows[-1]
+    seconds = max(0.0, latest.stop_seconds - span.start_seconds)
+    return Underway(latest.key, seconds, min(1.0, seconds / max(1e-9, span.stop_seconds - span.start_seconds)))
 
 
 def _most_open_videos(plans: int) -> int:

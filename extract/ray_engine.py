@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.types import BoxTracks
-from .decode import Outcome
 from .objects import Objects, open_objects
 from .plan import ClipPlan, Task
 from .shards import Shard, ShardPlan, done_shards, read_plan
-from .workers import Clips, Lost, Pool
+from .workers import Clips, Decoded, Lost, Pool
 
 CLIPS_UNDER_WAY = 4  # objects per decode actor that wait for the model actor
 SHARD_ATTEMPTS = 5
@@ -86,9 +85,9 @@ class _Decoder:
     def __init__(self, plans: tuple[ClipPlan, ...], timeout_seconds: float) -> None:
         self._pool = Pool(plans, 1, timeout_seconds)
 
-    def decode(self, task: Task, boxes: BoxTracks | None) -> Iterator[Any]:
-        """What a pool's `events` give of this task, with clips as arrays of their own."""
-        self._pool.submit(0, task, boxes)
+    def decode(self, tasks: tuple[Task, ...], boxes: BoxTracks | None) -> Iterator[Any]:
+        """What a pool's `events` give of these tasks, with clips as arrays of their own."""
+        self._pool.submit(0, tasks, boxes)
         while True:
             for event in self._pool.events(timeout_seconds=0.5):
                 if isinstance(event, Clips):
@@ -96,48 +95,48 @@ class _Decoder:
                     self._pool.free(event)
                     event.data = data
                 yield event
-                if isinstance(event, (Outcome, Lost)):
+                if isinstance(event, (Decoded, Lost)):
                     return
 
 
 @dataclass
 class _Remote:
     actor: Any
-    task: Task | None = None
+    tasks: tuple[Task, ...] = ()
     boxes: BoxTracks | None = None
     stream: Any = None
 
 
 class RayPool:
-    """`workers.Pool` over decode actors."""
+    """`workers.Pool` over decode actors, which stay for the next extraction when it is left."""
 
-    def __init__(self, plans: tuple[ClipPlan, ...], workers: int, timeout_seconds: float, *, decoders: int) -> None:
+    def __init__(self, plans: tuple[ClipPlan, ...], decoders: int, timeout_seconds: float) -> None:
         self._ray = _ray()
         self._plans, self._timeout_seconds = plans, timeout_seconds
-        self._remotes = [_Remote(self._start()) for _ in range(min(decoders, max(1, decoders)))]
+        self._remotes = [_Remote(self._start()) for _ in range(decoders)]
 
     def _start(self) -> Any:
         kind = self._ray.remote(num_cpus=DECODER_CPUS, max_restarts=0, scheduling_strategy="SPREAD")(_Decoder)
         return kind.remote(self._plans, self._timeout_seconds)
 
     def idle(self) -> int | None:
-        return next((number for number, remote in enumerate(self._remotes) if remote.task is None), None)
+        return next((number for number, remote in enumerate(self._remotes) if not remote.tasks), None)
 
     @property
     def busy(self) -> bool:
-        return any(remote.task is not None for remote in self._remotes)
+        return any(remote.tasks for remote in self._remotes)
 
-    def submit(self, number: int, task: Task, boxes: BoxTracks | None = None) -> None:
+    def submit(self, number: int, tasks: tuple[Task, ...], boxes: BoxTracks | None = None) -> None:
         remote = self._remotes[number]
-        remote.task, remote.boxes = task, boxes
+        remote.tasks, remote.boxes = tasks, boxes
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": CLIPS_UNDER_WAY}
-        remote.stream = remote.actor.decode.options(**options).remote(task, boxes)
+        remote.stream = remote.actor.decode.options(**options).remote(tasks, boxes)
 
     def free(self, clips: Clips) -> None:
         return None  # an object goes when nobody refers to it
 
     def events(self, timeout_seconds: float) -> Iterator[Any]:
-        streams = {remote.stream: number for number, remote in enumerate(self._remotes) if remote.task is not None}
+        streams = {remote.stream: number for number, remote in enumerate(self._remotes) if remote.tasks}
         if not streams:
             time.sleep(timeout_seconds)
             return
@@ -145,47 +144,49 @@ class RayPool:
         for stream in ready:
             number = streams[stream]
             remote = self._remotes[number]
-            task = remote.task
-            assert task is not None
             try:
                 event = self._ray.get(next(stream))
             except StopIteration:
-                event = Lost(task, remote.boxes, "the decode actor ended without an outcome")
+                event = Lost(remote.tasks, remote.boxes, "the decode actor ended without an outcome")
             except self._ray.exceptions.RayError as error:
                 # the actor or its node is gone, not by the video's fault as far as anybody knows
-                event = Lost(task, remote.boxes, f"the decode actor died ({type(error).__name__})")
+                event = Lost(remote.tasks, remote.boxes, f"the decode actor died ({type(error).__name__})", True)
                 remote.actor = self._start()
-            if isinstance(event, (Outcome, Lost)):
-                remote.task = remote.boxes = remote.stream = None
+            if isinstance(event, (Decoded, Lost)):
+                remote.tasks, remote.boxes, remote.stream = (), None, None
             if isinstance(event, Clips):
                 event.worker = number
                 event.data = np.asarray(event.data)
             yield event
 
-    def close(self) -> None:
-        for remote in self._remotes:
-            self._ray.kill(remote.actor)
-
     def __enter__(self) -> RayPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        for remote in self._remotes:
+            if remote.tasks:  # broken off: nobody reads what it still sends
+                self._ray.kill(remote.actor)
+                remote.actor = self._start()
+                remote.tasks, remote.boxes, remote.stream = (), None, None
 
 
 class _Model:
     """A model actor: runs shards as `shard_run` does, with decoders anywhere in the cluster."""
 
     def __init__(self, root: str, running: dict[str, Any], decoders: int) -> None:
-        from functools import partial
-
         from .shard_run import ShardJob
 
         self._objects = open_objects(root)
         self._plan = read_plan(self._objects)
         self._shards = {shard.number: shard for shard in self._plan.shards}
-        make_pool = partial(RayPool, decoders=decoders)
-        self._job = ShardJob(self._objects, self._plan, argparse.Namespace(**running), make_pool=make_pool)
+        self._decoders = decoders
+        self._pool: RayPool | None = None
+        self._job = ShardJob(self._objects, self._plan, argparse.Namespace(**running), make_pool=self._decode_actors)
+
+    def _decode_actors(self, plans: tuple[ClipPlan, ...], _workers: int, timeout_seconds: float) -> RayPool:
+        if self._pool is None:  # the plans are those of the one job
+            self._pool = RayPool(plans, self._decoders, timeout_seconds)
+        return self._pool
 
     def run(self, number: int) -> int:
         return self._job.run_shard(self._shards[number])

@@ -29,6 +29,7 @@ from .decode import ReaderShelf, sound_span
 from .engine import Engine, task_of, video_key
 from .events import Failed, Finished, Skipped, Underway
 from .labels import read_labels
+from .passes import decode_passes, in_order
 from .plan import Span
 from .progress import Report
 from .runner import Runner
@@ -165,7 +166,7 @@ class Job:
         try:
             own, others = _shares(self._videos, rank, world)
             work: Iterable[VideoInput] = chain(own, _not_failed(others, failures, report))
-            workers = len(self._videos)
+            workers = len(list(decode_passes(own))) + len(others)
             while workers and not self._signals:
                 passed_by = self._extract(work, workers, sink, failures, report, stage_seconds)
                 work = self._abandoned(passed_by, sink, failures, report, wait=world > 1)
@@ -324,20 +325,23 @@ def _allow_open_files() -> None:
 
 
 def _shares(videos: list[VideoInput], rank: int, world: int) -> tuple[list[VideoInput], list[VideoInput]]:
-    """The videos of this process and those of the others, those first that take longest. Segments of one video follow
-    one another.
+    """The videos of this process and those of the others, those first that take longest. What is decoded in one pass
+    stays together, and segments of one video follow one another.
     """
-    sizes = [_size(video) for video in videos]
+    passes = list(decode_passes(in_order(videos)))
+    sizes = [sum(_size(video) for video in together) for together in passes]
     of_video: Counter[str] = Counter()
-    for video, size in zip(videos, sizes, strict=True):
-        of_video[video.path] += size
+    for together, size in zip(passes, sizes, strict=True):
+        of_video[together[0].path] += size
 
     def order(index: int) -> tuple:
-        video = videos[index]
-        return -of_video[video.path], video.path, video.start_seconds or 0.0, index
+        first = passes[index][0]
+        return -of_video[first.path], first.path, index
 
     shares = [sorted(share, key=order) for share in split_by_size(sizes, world)]
-    own, *others = [[videos[index] for index in shares[(rank + step) % world]] for step in range(world)]
+    own, *others = [
+        [video for index in shares[(rank + step) % world] for video in passes[index]] for step in range(world)
+    ]
     return own, [video for share in others for video in share]
 
 
@@ -385,7 +389,7 @@ def _labels(args: argparse.Namespace, runners: list[Runner]) -> dict[str, tuple[
     return found
 
 
-def _read_boxes(args: argparse.Namespace, videos: list[VideoInput]) -> tuple[dict[str, BoxTracks], str]:
+def _read_boxes(args: argparse.Namespace, videos: Iterable[VideoInput]) -> tuple[dict[str, BoxTracks], str]:
     """Tracks per video, and a hash of them."""
     from ..pipeline.boxes import read_box_file
 

@@ -1,13 +1,13 @@
 """Decode processes and the shared memory through which their clips come.
 
-Each process decodes one task at a time and puts clips into slots of a memory-mapped file that it shares with the
-parent; only small messages travel through a pipe. A process that hangs or crashes in native code costs one attempt at
-one video: the pool kills it, starts another and says so. The processes start without torch, by `python -m`, so a
-notebook or a script without a `__main__` guard can use them.
+Each process decodes one task at a time (or segments of one video together) and puts clips into slots of a memory-mapped
+file that it shares with the parent; only small messages travel through a pipe. A process that hangs or crashes in
+native code costs one attempt at one video: the pool kills it, starts another and says so. The processes start without
+torch, by `python -m`, so a notebook or a script without a `__main__` guard can use them.
 
-Messages of a worker: ("ready",), ("span", key, Span), ("clips", plan index, attempt, key, slot, rows) and
-("done", Outcome).
-Messages to it: Setup, then ("task", Task, boxes), ("free", slot), ("stop",).
+Messages of a worker: ("ready",), ("span", key, Span), ("clips", plan index, attempt, slot, rows), ("done", outcomes)
+and ("apart",), where tasks cannot be decoded together.
+Messages to it: Setup, then ("tasks", tasks, boxes), ("free", slot), ("stop",).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 from ..pipeline.guard import beats_to
 from ..pipeline.types import BoxTracks
 from .clips import ClipRow
-from .decode import Outcome, ReaderShelf, decode_task
+from .decode import Apart, Outcome, ReaderShelf, decode_together
 from .plan import ClipPlan, Span, Task
 
 # A slot holds as many clips of one plan as fit in this many bytes, at least one: enough to make messages rare.
@@ -55,8 +55,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class RowNote:
-    """All of a clip row but its pixels."""
+    """All of a clip row but its pixels. key: of the task that it belongs to."""
 
+    key: str
     row: int
     start_seconds: float
     stop_seconds: float
@@ -72,7 +73,6 @@ class Clips:
     worker: int
     plan: int
     attempt: int
-    key: str
     slot: int
     rows: list[RowNote]
     data: np.ndarray
@@ -86,13 +86,21 @@ class Opened:
     span: Span
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """How the tasks of a worker ended; it is idle again."""
+
+    outcomes: list[Outcome]
+
+
 @dataclass
 class Lost:
-    """A worker that hung or died, and the task it had."""
+    """A worker that hung or died, and the tasks it had; or tasks that cannot be decoded together."""
 
-    task: Task
+    tasks: tuple[Task, ...]
     boxes: BoxTracks | None
     reason: str
+    blameless: bool = False  # it was ended from outside: its machine went, or it was told to
 
 
 # ---------------------------------------------------------------------------------------------- in the worker
@@ -108,13 +116,13 @@ class _Outbox:
         self._beats = 0
         self.waiting_seconds = 0.0
         self.copying_seconds = 0.0
-        self.task: Task | None = None
+        self.attempt = 0
 
     def beat(self) -> None:
         self._beats += 1
         _HEADER.pack_into(self._memory, 0, self._beats, 0)
 
-    def emit(self, plan_index: int, row: ClipRow) -> None:
+    def emit(self, key: str, plan_index: int, row: ClipRow) -> None:
         plan = self._setup.plans[plan_index]
         if plan_index not in self._open:
             self._open[plan_index] = (self._slot(), [])
@@ -124,14 +132,13 @@ class _Outbox:
         for position, entry in enumerate(row.entries):
             place[position] = entry.data
         self.copying_seconds += time.perf_counter() - since
-        notes.append(RowNote(row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes, row.real_entries))
+        notes.append(RowNote(key, row.row, row.start_seconds, row.stop_seconds, row.heard, row.boxes, row.real_entries))
         if (len(notes) + 1) * plan.clip_bytes > self._setup.slot_bytes:
             self._send(plan_index)
 
-    def tell_span(self, span: Span) -> None:
-        assert self.task is not None
+    def tell_span(self, key: str, span: Span) -> None:
         with _parent_or_exit():
-            self._connection.send(("span", self.task.key, span))
+            self._connection.send(("span", key, span))
 
     def flush(self) -> None:
         for plan_index in list(self._open):
@@ -143,10 +150,9 @@ class _Outbox:
         self._open.clear()
 
     def _send(self, plan_index: int) -> None:
-        assert self.task is not None
         slot, notes = self._open.pop(plan_index)
         with _parent_or_exit():
-            self._connection.send(("clips", plan_index, self.task.attempt, self.task.key, slot, notes))
+            self._connection.send(("clips", plan_index, self.attempt, slot, notes))
 
     def _slot(self) -> int:
         if not self._free:
@@ -203,21 +209,27 @@ def worker_main(descriptor: int, memory_descriptor: int) -> None:
     while True:
         with _parent_or_exit():
             message = connection.recv()
-        if message[0] != "task":
+        if message[0] != "tasks":
             outbox.handle(message)
             continue
-        task, boxes = message[1:]
-        outbox.task, outbox.waiting_seconds, outbox.copying_seconds = task, 0.0, 0.0
+        tasks, boxes = message[1:]
+        outbox.attempt, outbox.waiting_seconds, outbox.copying_seconds = tasks[0].attempt, 0.0, 0.0
         outbox.beat()
-        outcome = decode_task(task, setup.plans, outbox.emit, boxes, outbox.beat, readers, outbox.tell_span)
-        if outcome.error:
+        try:
+            outcomes = decode_together(tasks, setup.plans, outbox.emit, boxes, outbox.beat, readers, outbox.tell_span)
+        except Apart:
+            outbox.discard()
+            with _parent_or_exit():
+                connection.send(("apart",))
+            continue
+        if any(outcome.error for outcome in outcomes):  # of a task by itself
             outbox.discard()
         else:
             outbox.flush()
-        outcome.stage_seconds["transform"] = outbox.copying_seconds
-        outcome.stage_seconds["decoder waiting"] = outbox.waiting_seconds
+        outcomes[0].stage_seconds["transform"] = outbox.copying_seconds
+        outcomes[0].stage_seconds["decoder waiting"] = outbox.waiting_seconds
         with _parent_or_exit():
-            connection.send(("done", outcome))
+            connection.send(("done", outcomes))
 
 
 # ---------------------------------------------------------------------------------------------- in the parent
@@ -229,7 +241,7 @@ class _Worker:
     connection: Connection
     memory: mmap.mmap
     ready: bool = False
-    task: Task | None = None
+    tasks: tuple[Task, ...] = ()
     boxes: BoxTracks | None = None
     beats: tuple[int, int] = (-1, 0)
     changed_at: float = field(default_factory=time.monotonic)
@@ -279,23 +291,23 @@ class Pool:
 
     def idle(self) -> int | None:
         """The number of a worker without a task, or None."""
-        waiting = (number for number, worker in enumerate(self._workers) if worker.task is None)
+        waiting = (number for number, worker in enumerate(self._workers) if not worker.tasks)
         return next(waiting, len(self._workers) if len(self._workers) < self._most_workers else None)
 
     @property
     def busy(self) -> bool:
-        return any(worker.task is not None for worker in self._workers)
+        return any(worker.tasks for worker in self._workers)
 
-    def submit(self, number: int, task: Task, boxes: BoxTracks | None = None) -> None:
-        """Give a task to an idle worker."""
+    def submit(self, number: int, tasks: tuple[Task, ...], boxes: BoxTracks | None = None) -> None:
+        """Give an idle worker a task, or segments of one video to be decoded together."""
         if number == len(self._workers):
             self._workers.append(self._start())
         worker = self._workers[number]
-        worker.task, worker.boxes, worker.changed_at = task, boxes, time.monotonic()
+        worker.tasks, worker.boxes, worker.changed_at = tasks, boxes, time.monotonic()
         try:
-            worker.connection.send(("task", task, boxes))
+            worker.connection.send(("tasks", tasks, boxes))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it died: `events` reports the task lost
+            pass  # it died: `events` reports the tasks lost
 
     def free(self, clips: Clips) -> None:
         """Give the slot of these clips back to the worker; their data must not be used any more."""
@@ -305,7 +317,7 @@ class Pool:
         except (BrokenPipeError, ConnectionResetError, OSError):
             pass
 
-    def events(self, timeout_seconds: float) -> Iterator[Clips | Opened | Outcome | Lost]:
+    def events(self, timeout_seconds: float) -> Iterator[Clips | Opened | Decoded | Lost]:
         """What the workers sent, as it comes, for up to one wait of `timeout_seconds`."""
         ready = wait([worker.connection for worker in self._workers], timeout_seconds)
         for number, worker in enumerate(self._workers):
@@ -322,14 +334,17 @@ class Pool:
                 elif message[0] == "span":
                     yield Opened(*message[1:])
                 elif message[0] == "clips":
-                    _, plan, attempt, key, slot, notes = message
+                    _, plan, attempt, slot, notes = message
                     setup = Setup(self._plans, self._slot_bytes, self._num_slots)
                     data = _slot_array(worker.memory, setup, slot, self._plans[plan], 0, len(notes))
-                    yield Clips(number, plan, attempt, key, slot, notes, data)
+                    yield Clips(number, plan, attempt, slot, notes, data)
+                elif message[0] == "apart":
+                    lost, worker.tasks = worker.tasks, ()
+                    yield Lost(lost, worker.boxes, "its segments could not be decoded together")
                 else:
-                    worker.task = None
-                    yield message[1]
-            elif worker.task is not None and self._hangs(worker):
+                    worker.tasks = ()
+                    yield Decoded(message[1])
+            elif worker.tasks and self._hangs(worker):
                 worker.process.kill()
                 yield from self._replace(number, f"the decoder gave no sign of life for {self._timeout_seconds:g} s")
 
@@ -351,12 +366,12 @@ class Pool:
             if code >= 0 or self._lost_starts > MOST_LOST_STARTS:
                 raise RuntimeError(f"decode process ended before it was ready ({reason}); its message stands above")
         self._workers[number] = self._start()
-        if worker.task is None:
+        if not worker.tasks:
             return
         if worker.ready:
-            yield Lost(worker.task, worker.boxes, reason)
+            yield Lost(worker.tasks, worker.boxes, reason)
         else:  # the video is not to blame
-            self.submit(number, worker.task, worker.boxes)
+            self.submit(number, worker.tasks, worker.boxes)
 
     def close(self) -> None:
         """Stop all workers at once."""

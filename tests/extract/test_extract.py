@@ -171,7 +171,7 @@ def test_rows_that_come_after_a_failure_open_nothing(backbone: Backbone) -> None
     open_videos: dict = {}
 
     def rows(attempt: int, row: int) -> tuple:
-        item = _BatchItem("key", attempt, RowNote(row, row, row + 1.0))
+        item = _BatchItem("key", attempt, RowNote("key", row, row, row + 1.0))
         return "rows", 0, [item], {"features": np.ones((1, 3), np.float32)}
 
     engine._handle(rows(0, 0), open_videos)

@@ -19,7 +19,7 @@ def task(tmp_path: Path) -> Task:
 
 def test_a_process_killed_while_it_starts_is_replaced(task: Task) -> None:
     with workers.Pool((PLAN,), workers=1) as pool:
-        pool.submit(0, task)
+        pool.submit(0, (task,))
         pool._workers[0].process.kill()
         rows, found = 0, None
         while found is None:
@@ -31,7 +31,7 @@ def test_a_process_killed_while_it_starts_is_replaced(task: Task) -> None:
                 elif isinstance(event, workers.Opened):
                     assert (event.key, event.span.stop_seconds) == ("key", pytest.approx(2.0))
                 else:
-                    found = event
+                    (found,) = event.outcomes
     assert not found.error and rows == 13
 
 
@@ -45,7 +45,7 @@ def test_processes_that_never_start_are_an_error(task: Task, monkeypatch: pytest
 
     monkeypatch.setattr(workers.Pool, "_start", killed)
     with workers.Pool((PLAN,), workers=1) as pool:
-        pool.submit(0, task)
+        pool.submit(0, (task,))
         with pytest.raises(RuntimeError, match="before it was ready .*SIGKILL"):
             while True:
                 list(pool.events(timeout_seconds=1.0))
