@@ -86,6 +86,7 @@ class FusionHead(nn.Module):
     same_steps: True where all streams must have the same T.
     recurrent: True where `step` takes the steps as they come and keeps a hidden state in place of what has passed.
     auxiliary_weights: Output.auxiliary's names -> weight of their loss; 1 where nothing is said.
+    main_weight: of the loss of Output.logits; 0 where something auxiliary holds them.
     name, options: what `create_head` was called with.
 
     A subclass defines `fuse`; `forward` has checked what it gets. One that is recurrent defines `advance` as well.
@@ -98,6 +99,7 @@ class FusionHead(nn.Module):
     same_steps: bool = False
     recurrent: bool = False
     auxiliary_weights: Mapping[str, float] = {}
+    main_weight: float = 1.0
     name: str = ""
     options: Mapping[str, object] = {}
 

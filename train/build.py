@@ -81,7 +81,8 @@ def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> Actio
         anew = {f"head.{name}" for name in freeze_all_but_classifier(head)}
         model.freeze(*backbones)
     if recipe.init_from is not None:
-        init_from(model, Path(recipe.init_from), but=anew)
+        for path in [recipe.init_from] if isinstance(recipe.init_from, str) else recipe.init_from:
+            init_from(model, Path(path), but=anew)
     for stream, each in recipe.streams.items():
         if stream in model.backbones:
             _freeze(model, stream, each)

@@ -77,6 +77,7 @@ class Step(nn.Module):
             auxiliary_weights=self.model.head.auxiliary_weights,
             class_weights=weights,
             past=past,
+            main_weight=self.model.head.main_weight,
         )
         return {"loss": loss, "parts": parts}
 

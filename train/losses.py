@@ -56,12 +56,14 @@ def total_loss(
     *,
     smoothing: float | Mapping[str, float] = 0.0,
     auxiliary_weights: Mapping[str, float] | None = None,
+    main_weight: float = 1.0,
     class_weights: Mapping[str, Tensor] | None = None,
     past: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The sum that is minimised, and its parts by name, detached: a task, `auxiliary/<name>/<task>`,
     `past/<name>/<task>`, `head/<loss>`.
 
+    main_weight: of the output's own logits; 0 leaves them to what is auxiliary (FusionHead.main_weight).
     targets: task -> see `task_loss`. Tasks of the output without a target are left out; one known task is needed.
     past: task -> see `past_loss`; what `Output.auxiliary["past/..."]` is fitted to, with the weight `recipe.past`.
 
@@ -78,8 +80,9 @@ def total_loss(
             loss = task_loss(scores, targets[task], kind=recipe.kind, smoothing=amount, weight=weight)
             parts[f"{name}{task}"] = loss * (factor * recipe.weights.get(task, 1.0))
 
-    fit("", output.logits, 1.0)
-    if not parts:
+    if main_weight:
+        fit("", output.logits, main_weight)
+    if not any(task in targets for task in output.logits):
         raise ValueError(
             f"no task has a label: the model predicts {', '.join(output.logits)}, labels are there for "
             f"{', '.join(targets) or 'nothing'}"

@@ -262,7 +262,8 @@ class Recipe:
     """One training run. inputs: "pixels" through the streams' backbones, or their stored "features".
 
     streams: name -> how it is made; the order is the head's. init_from: a run or a file of weights to begin from
-    (stages of two- and three-stage recipes); what the model has and the file lacks starts anew and is listed.
+    (stages of two- and three-stage recipes), or several, each of which gives what it has (RULSTM's branches to their
+    fusion); what the model has and the files lack starts anew.
     """
 
     name: str = ""
@@ -277,7 +278,7 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     loss: Loss = field(default_factory=Loss)
     run: Run = field(default_factory=Run)
-    init_from: str | None = None
+    init_from: str | list[str] | None = None
 
 
 def list_recipes() -> list[str]:

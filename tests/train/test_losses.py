@@ -105,3 +105,16 @@ def test_the_feature_loss_looks_one_step_ahead():
     assert foretell.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
     assert not foretell.requires_grad
     assert feature_loss(predicted, actual, detach_target=False).requires_grad
+
+
+def test_steps_that_hold_the_logits_are_fitted_alone():
+    """RULSTM's loss: the mean of cross-entropy over segments and steps, the label repeated."""
+    torch.manual_seed(0)
+    steps, labels = torch.randn(3, 8, 5), torch.tensor([1, 4, 0])
+    output = Output({"action": steps[:, -4]}, auxiliary={"steps": {"action": steps}})
+    loss, parts = total_loss(output, {"action": labels}, Loss(), auxiliary_weights={"steps": 1.0}, main_weight=0.0)
+    naive = [-(steps[b, s].log_softmax(0)[labels[b]]) for b in range(3) for s in range(8)]
+    torch.testing.assert_close(loss, torch.stack(naive).mean())
+    assert set(parts) == {"auxiliary/steps/action"}
+    with pytest.raises(ValueError, match="no task has a label"):
+        total_loss(output, {}, Loss(), main_weight=0.0)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from kitchen import tiny_kitchen
+from toy_training import toy_recipe, write_toy
 
 from actionfuse.fusion import list_heads
 from actionfuse.fusion.few_shot import classifier_parameters
@@ -47,7 +48,16 @@ def root(tmp_path_factory):
 
 def test_every_method_is_there():
     heads = {load_recipe(name).head.name for name in list_recipes()}
-    assert {"concat", "late_fusion", "mif_parallel", "mif_progressive", "mimo", "interactive", "mmixer"} <= heads
+    assert {
+        "concat",
+        "late_fusion",
+        "mif_parallel",
+        "mif_progressive",
+        "mimo",
+        "interactive",
+        "mmixer",
+        "rulstm",
+    } <= heads
     assert {"kitchen_rgb", "kitchen_flow", "kitchen_audio"} <= set(KITCHEN)
     assert {load_recipe(name).task.kind for name in KITCHEN} == {"recognition", "anticipation"}
 
@@ -81,7 +91,7 @@ def test_recipes_of_the_kitchen_train(name, root, tmp_path):
     if "action" not in (recipe.data.tasks or ["action"]):
         assert "action_factorised/top1_accuracy" in results
     told = {name.partition("@")[2] for name in results}
-    assert told == ({"", "tau_a=0.5"} if recipe.task.kind == "anticipation" else {""})
+    assert told == ({"", "tau_a=0.5"} if recipe.task.test_tau_a else {""})
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["monitor"] == recipe.run.monitor
 
 
@@ -142,3 +152,42 @@ def test_second_stages_train_new_classifiers_alone(tmp_path):
         assert torch.equal(value, before[name]) == (name not in trained), name
     assert not any(backbone.training for backbone in second.backbones.values()) and second.head.training
     assert set(init_from(second, tmp_path)) == set()
+
+
+def test_branches_complete_sequences_then_anticipate_then_meet(tmp_path):
+    """RULSTM's three stages on stored features: each begins with the weights of the one before."""
+    root = write_toy(tmp_path / "toy")
+    places = {"task__kind": "anticipation", "task__tau_a": 0.25, "task__tau_o": 2.0, "sampling__rule": "rulstm"}
+    steps = {"features": "{root}/rgb", "clip": {"frames": 8, "fps": 4}, "key": "{video}"}
+
+    def stage(name, streams, init_from=None, **options):
+        head = {"name": "rulstm", "options": {"width": 8, "dropout": 0.0, "anticipation_steps": 6, **options}}
+        features = {stream: {**steps, "features": f"{{root}}/{stream}"} for stream in streams}
+        recipe = toy_recipe(
+            root, **places, streams=features, head=head, init_from=init_from, data__max_broken_share=1.0,
+            optim={"name": "sgd", "lr": 0.1, "batch": 6}, run={"epochs": 1, "workers": 0, "save_minutes": 1000.0},
+        )  # fmt: skip
+        return Trainer(recipe, tmp_path / name, quiet=True)
+
+    def weights(trainer):
+        return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+
+    trained = {}
+    for stream in ("rgb", "flow"):
+        first = stage(f"{stream}-completion", [stream], sequence_completion=True)
+        first.run()
+        second = stage(stream, [stream], str(tmp_path / f"{stream}-completion"))
+        began = weights(second)
+        assert all(torch.equal(value, began[key]) for key, value in weights(first).items())
+        second.run()
+        trained |= weights(second)
+        assert any(not torch.equal(trained[key], began[key]) for key in began)
+    third = stage("fused", ["rgb", "flow"], [str(tmp_path / "rgb"), str(tmp_path / "flow")])
+    fused = weights(third)
+    assert {key for key in fused if "branches" in key} == set(trained)
+    assert all(torch.equal(value, fused[key]) for key, value in trained.items())
+    third.run()
+    assert all(not torch.equal(weights(third)[key], fused[key]) for key in fused)  # all of it learns
+    step = next(row for row in read_metrics(tmp_path / "fused") if row["kind"] == "step")
+    told = {name for name in step if "/" in name or name in ("verb", "noun")}
+    assert {"auxiliary/steps/verb", "auxiliary/steps/noun"} <= told and not {"verb", "noun"} & told
