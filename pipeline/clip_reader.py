@@ -33,6 +33,7 @@ Reader = TypeVar("Reader", VideoReader, AudioReader)
 # Readers of a parent process: a child may neither use them nor close them (their decoding threads were not forked).
 _LEFT_TO_PARENT: list[object] = []
 _GUARD_SECONDS = 1e-5
+MAX_RESTING = 4096  # a few KB each, and 8 bytes for each key frame
 _ONE_READ_SECONDS = 60.0  # windows of sound that span no more than this are read at once
 
 
@@ -52,7 +53,8 @@ class Entries:
 
 
 class Shelf:
-    """Open files, at most `limit` of each kind; what was used longest ago is closed first.
+    """Open files, at most `limit` of each kind. What was used longest ago gives up its file first, but what is known of
+    the file stays, for MAX_RESTING readers: opening it again costs a small part of looking it through.
 
     It pickles empty, and after a fork the child starts with an empty one.
     """
@@ -62,6 +64,7 @@ class Shelf:
             raise ValueError(f"open_readers is {limit}; it must be at least 1")
         self.limit, self.decoder, self.frame_fps = limit, decoder, frame_fps
         self._open: OrderedDict[tuple[str, str], VideoReader | AudioReader] = OrderedDict()
+        self._resting: OrderedDict[tuple[str, str], VideoReader] = OrderedDict()
         self._flow: dict[str, FlowComputer] = {}
         self._owner = os.getpid()
 
@@ -94,8 +97,8 @@ class Shelf:
             self._flow[method] = FlowComputer(method, device="cpu")
         return self._flow[method]
 
-    def put(self, path: str, reader: VideoReader) -> None:
-        """From now on `video(path)` is this reader."""
+    def put(self, path: str, reader: VideoReader | AudioReader) -> None:
+        """From now on `video(path)`, or `sound(path)`, is this reader."""
         self._mine()
         self._keep("sound" if isinstance(reader, AudioReader) else "video", path, reader)
 
@@ -104,28 +107,38 @@ class Shelf:
         for kind in ("video", "flow", "sound"):
             if (reader := self._open.pop((kind, path), None)) is not None:
                 reader.close()
+            self._resting.pop((kind, path), None)
 
     def close(self) -> None:
         self._mine()
         for reader in self._open.values():
             reader.close()
         self._open.clear()
+        self._resting.clear()
 
     def _mine(self) -> None:
         if self._owner != os.getpid():
             _LEFT_TO_PARENT.append((self._open, self._flow))
-            self._open, self._flow, self._owner = OrderedDict(), {}, os.getpid()
+            self._open, self._resting, self._flow, self._owner = OrderedDict(), OrderedDict(), {}, os.getpid()
 
     def _find(self, kind: str, path: str) -> VideoReader | AudioReader | None:
         self._mine()
         if (kind, path) in self._open:
             self._open.move_to_end((kind, path))
+        elif (reader := self._resting.pop((kind, path), None)) is not None:
+            self._keep(kind, path, reader)
         return self._open.get((kind, path))
 
     def _keep(self, kind: str, path: str, reader: VideoReader | AudioReader) -> None:
         same = [key for key in self._open if key[0] == kind]
         if len(same) >= self.limit:
-            self._open.pop(same[0]).close()
+            oldest = self._open.pop(same[0])
+            if isinstance(oldest, AudioReader):
+                oldest.close()
+            elif oldest.rest():
+                self._resting[same[0]] = oldest
+        if len(self._resting) > MAX_RESTING:
+            self._resting.popitem(last=False)
         self._open[(kind, path)] = reader
 
     def __getstate__(self) -> dict:

@@ -154,6 +154,14 @@ class VideoReader(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def rest(self) -> bool:
+        """Let go of what is open of the file and keep what is known of it: the next call opens it again, for much less.
+
+        False: this reader cannot, and is closed instead.
+        """
+        self.close()
+        return False
+
     @abstractmethod
     def all_frames(
         self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64

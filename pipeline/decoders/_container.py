@@ -33,6 +33,7 @@ MAX_SLACK_SECONDS = 0.0005
 # Slower than any time lapse: the header lies, and a walk over such a video at some rate would hardly end.
 MAX_FRAME_SECONDS = 3600.0
 ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: cover art, which is no video
+_KEY_FRAME, _DISCARDED = 1, 2  # AVINDEX_KEYFRAME, AVINDEX_DISCARD_FRAME
 PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, AV_FIELD_PROGRESSIVE
 
 # Metadata are shown to people at most; badly encoded ones must not make a video unreadable. PyAV 19 keeps their bytes
@@ -108,6 +109,15 @@ def demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
             return
         except IndexError:  # how PyAV takes such a packet: it is read, and the next call goes on behind it
             continue
+
+
+def file_signature(path: str) -> tuple[int, int] | None:
+    """What changes when a file does: its bytes and when it was written; None for URLs and what is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def to_seconds(ticks: int, time_base: Fraction) -> float:
@@ -211,6 +221,7 @@ class Layout:
     indexed: mp4 and mov, whose index lists every frame.
     key_ticks: int64 (K,), when each key frame is decoded (indexed) or shown (else), ascending; empty where seeking by
         time is not exact, so that a reader must go through the file from its start.
+    key_lead: ticks from there to when it is shown, as far as the first one tells.
     slack_seconds: see `VideoReader`.
     untimed_step: None, or the ticks between frames of a stream that carries no time stamps at all.
     edited: an edit list hides some of the frames.
@@ -221,6 +232,7 @@ class Layout:
     time_base: Fraction
     indexed: bool
     key_ticks: np.ndarray
+    key_lead: int
     slack_seconds: float
     untimed_step: float | None
     edited: bool
@@ -239,6 +251,7 @@ class _Survey:
     stop: int  # end of the last frame
     gaps: np.ndarray  # int64: from each frame to the next
     key_ticks: np.ndarray
+    key_lead: int
     edited: bool
     ascending: bool
     untimed_step: float | None
@@ -255,8 +268,12 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
         frame = first_frame(path, container, stream)
     else:
         survey = _survey_packets(path, container, stream)
-        with open_container(path) as again:
-            frame = first_frame(path, again, first_video_stream(path, again))
+        if len(survey.key_ticks):
+            container.seek(int(survey.key_ticks[0]), stream=stream)
+            frame = first_frame(path, container, stream)
+        else:
+            with open_container(path) as again:
+                frame = first_frame(path, again, first_video_stream(path, again))
     turned = round(frame.rotation / 90) * 90 % 360
     width, height = (frame.height, frame.width) if turned % 180 else (frame.width, frame.height)
     usual = float(np.median(survey.gaps)) if len(survey.gaps) else 0.0
@@ -290,6 +307,7 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
         time_base=base,
         indexed=indexed and len(survey.key_ticks) > 0,
         key_ticks=survey.key_ticks,
+        key_lead=survey.key_lead,
         slack_seconds=min(float(base) / 2, MAX_SLACK_SECONDS) + 1e-6,
         untimed_step=survey.untimed_step,
         edited=survey.edited,
@@ -303,13 +321,13 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
 
 def _survey_index(path: str, container: InputContainer, stream: VideoStream) -> _Survey:
     """From the index of mp4 and mov, which gives decoding times, and from the first and last packets."""
-    entries = [(e.timestamp, e.is_keyframe, e.is_discard, e.pos + e.size) for e in stream.index_entries]
-    size = file_bytes(path)
-    there = np.array([entry[3] <= size for entry in entries], bool)
+    # one flat run of numbers: an hour has 200 000 entries
+    numbers = (n for e in stream.index_entries for n in (e.timestamp, e.flags, e.pos, e.size))
+    ticks, flags, places, sizes = np.fromiter(numbers, np.int64).reshape(-1, 4).T
+    there = places + sizes <= file_bytes(path)
     missing = int((~there).sum())
     damage = (f"the file is cut off: {missing} of {len(there)} frames are missing at its end",) if missing else ()
-    ticks = np.array([entry[0] for entry in entries], np.int64)
-    shown = there & ~np.array([entry[2] for entry in entries], bool)
+    shown = there & ((flags & _DISCARDED) == 0)
     if not shown.any():
         raise VideoError(f"{path}: holds a video stream without a single frame{': ' + damage[0] if damage else ''}")
     # Shown first or last does not mean stored first or last, but no encoder reorders over more than 16 pictures.
@@ -320,13 +338,15 @@ def _survey_index(path: str, container: InputContainer, stream: VideoStream) -> 
     first, last = head.pts[~head.hidden], np.where(tail.hidden, np.iinfo(np.int64).min, tail.pts)
     if not len(first) or tail.hidden.all():
         raise VideoError(f"{path}: the index of its frames leads nowhere")
-    keys = np.array([entry[1] for entry in entries], bool) & there
+    keys = there & ((flags & _KEY_FRAME) != 0)
+    leads = (head.pts - head.dts)[head.key]
     return _Survey(
         num_frames=int(shown.sum()),
         start=int(first.min()),
         stop=int(last.max()) + (int(tail.duration[last.argmax()]) or round(_guessed_step(stream))),
         gaps=np.diff(ticks[there]),
         key_ticks=ticks[keys],
+        key_lead=int(leads[0]) if len(leads) else 0,
         edited=bool((there & ~shown).any()),
         ascending=True,
         untimed_step=None,
@@ -357,6 +377,7 @@ def _survey_packets(path: str, container: InputContainer, stream: VideoStream) -
         stop=stop,
         gaps=np.diff(np.sort(pts)),
         key_ticks=np.sort(packets.pts[packets.key]) if usable else np.zeros(0, np.int64),
+        key_lead=0,
         edited=bool(packets.hidden.any()),
         ascending=packets.ascending,
         untimed_step=None if packets.timed else _guessed_step(stream),

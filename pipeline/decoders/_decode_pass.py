@@ -23,8 +23,9 @@ from ._container import Layout, demux, first_video_stream, open_container, reaso
 
 MAX_QUEUED_BYTES = 64 << 20
 MAX_NOTES = 20
-# Jumping empties the decoder's pipeline; below this many frames going on is cheaper.
-MIN_JUMP_FRAMES = 12
+# Jumping empties the decoder's pipeline; below this many frames going on is cheaper. One thread has no pipeline, and
+# where there is an index a jump costs little else.
+MIN_JUMP_FRAMES, MIN_JUMP_FRAMES_ALONE = 12, 2
 
 Shown = tuple[int, VideoFrame]  # ticks on the video's clock, and the picture
 
@@ -40,16 +41,18 @@ class DecodePass:
         base = layout.time_base
         self._step = layout.untimed_step or float(1 / (layout.info.average_fps or 25.0) / float(base))
         self._exact = len(layout.key_ticks) > 0
+        alone = threads == 1 and layout.indexed
+        self._least_jump = (MIN_JUMP_FRAMES_ALONE if alone else MIN_JUMP_FRAMES) * self._step
         self._open(opened)
 
     def _open(self, opened: InputContainer | None = None) -> None:
         self._container = opened or open_container(self.path)
         stream = self._stream = first_video_stream(self.path, self._container)
         self._decoder = stream.codec_context
-        if opened is None:
-            stream.thread_type, stream.thread_count = "AUTO", self._threads
-        else:
-            opened.seek(int(self.layout.key_ticks[0]), stream=stream)
+        if opened is not None:
+            self._jump(0, -np.inf)
+            return
+        stream.thread_type, stream.thread_count = "AUTO", self._threads
         self._reset()
 
     def _reset(self) -> None:
@@ -104,7 +107,7 @@ class DecodePass:
                     return self._last_of_all(limit)
                 break
         # The key frame that was jumped to did not decode: the frame on screen is an earlier one. Find it step by step.
-        self._restart()
+        self._reopen()
         return self.on_screen(limit, limit, linear=True)
 
     def frames_from(self, limit: float) -> Iterator[Shown]:
@@ -156,16 +159,16 @@ class DecodePass:
         if self._worth_a_jump(k):
             self._jump(k, limit)
         elif (self._current is not None and limit < self._current[0]) or self._out_of_reach(limit):
-            if k > 0:
-                self._jump(k, limit)
+            if self._exact:
+                self._jump(max(k, 0), limit)
             else:
-                self._restart()
+                self._reopen()
 
     def _key_before(self, limit: float) -> int:
         return int(np.searchsorted(self.layout.key_ticks, limit, side="right")) - 1
 
     def _worth_a_jump(self, k: int) -> bool:
-        return k > 0 and self.layout.key_ticks[k] > self._read_ticks + MIN_JUMP_FRAMES * self._step
+        return k > 0 and self.layout.key_ticks[k] > self._read_ticks + self._least_jump
 
     def _out_of_reach(self, limit: float) -> bool:
         """The decoder was emptied before the end of the file, and what it gave does not hold the frame."""
@@ -177,37 +180,43 @@ class DecodePass:
             (self._current is not None and self._current[0] == target) or any(ticks == target for ticks, _ in self._out)
         )
 
-    def _restart(self) -> None:
+    def _reopen(self) -> None:
         self.close()
         self._open()
 
     def _jump(self, k: int, limit: float) -> None:
         """Stand at key frame k, or at an earlier one where k is shown only after `limit`; exactly, or at the start."""
-        keys = self.layout.key_ticks
-        # Containers without an index find a place by trial and may land behind the key frame: come from further back.
-        for back_seconds in (0.0, 1.0, 5.0, 25.0):
-            back = round(back_seconds / float(self.layout.time_base))
+        packet = self._find_key(k)
+        if packet is None:
+            return self._reopen()
+        assert packet.pts is not None
+        if k and packet.pts > limit:
+            return self._jump(k - 1, limit)
+        self._put(packet)
+        if k:
+            # Pictures shown before the key frame may lean on ones from before it, which were not decoded.
+            self._trusted_from = packet.pts
+            self._jumped = True
+
+    def _find_key(self, k: int) -> Packet | None:
+        """The packet of key frame k, with the container behind it."""
+        ticks = int(self.layout.key_ticks[k])
+        # Containers with an index want to know when the frame is shown, or they go to the key frame before. Those
+        # without one find a place by trial and may land behind the key frame: come from further back.
+        for back_seconds in (None, 0.0, 1.0, 5.0, 25.0):
+            back = -self.layout.key_lead if back_seconds is None else round(back_seconds / float(self.layout.time_base))
             try:
-                self._container.seek(int(keys[k]) - back, stream=self._stream, backward=True)
+                self._container.seek(ticks - back, stream=self._stream, backward=True)
             except (FFmpegError, OSError):
-                break
+                return None
             self._reset()
-            found = False
             while (packet := self._read()) is not None:
                 mark = packet.dts if self.layout.indexed else packet.pts
-                if packet.is_keyframe and mark is not None and mark >= keys[k]:
-                    found = mark == keys[k]
+                if packet.is_keyframe and mark is not None and mark >= ticks:
+                    if mark == ticks:
+                        return packet
                     break
-            if found:
-                assert packet is not None and packet.pts is not None
-                if packet.pts > limit:
-                    return self._jump(k - 1, limit) if k > 1 else self._restart()
-                self._put(packet)
-                # Pictures shown before the key frame may lean on ones from before it, which were not decoded.
-                self._trusted_from = packet.pts
-                self._jumped = True
-                return
-        self._restart()
+        return None
 
     # --- packets in, frames out
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..types import Frames
 from ..video import SizeLike, VideoInfo, VideoReader, check_batch
-from ._container import Layout, first_video_stream, open_container, probe_layout, to_seconds
+from ._container import Layout, file_signature, first_video_stream, open_container, probe_layout, to_seconds
 from ._decode_pass import DecodePass
 from ._pixels import Batch, Scaler
 
@@ -38,9 +38,14 @@ class PyAVReader(VideoReader):
         self._layout: Layout | None = None
         self._idle: DecodePass | None = None
         self._closed = False
+        self._resting: tuple[int, int] | None = None  # signature of the file that a resting reader knows
         self._lay_out()
 
     def _lay_out(self) -> Layout:
+        if self._resting is not None:
+            known, self._resting = self._resting, None
+            if known != file_signature(self.path):  # another file lies there by now
+                self._layout, self.damage = None, []
         if self._layout is None:
             container = open_container(self.path)
             try:
@@ -48,7 +53,7 @@ class PyAVReader(VideoReader):
                 stream.thread_type, stream.thread_count = "AUTO", self._threads
                 self._layout = probe_layout(self.path, container, stream)
                 self.damage.extend(self._layout.damage)
-                if self._layout.indexed:  # opened once for all
+                if len(self._layout.key_ticks):  # opened once for all
                     self._idle = DecodePass(self.path, self._layout, self._threads, self.damage, container)
             finally:
                 if self._idle is None:
@@ -115,8 +120,18 @@ class PyAVReader(VideoReader):
         finally:
             self._end(decoding)
 
+    def rest(self) -> bool:
+        self._let_go()
+        self._resting = file_signature(self.path)
+        if self._resting is None:
+            self.close()
+        return not self._closed
+
     def close(self) -> None:
         self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._idle is not None and self._idle.owner == os.getpid():
             self._idle.close()
         self._idle = None
@@ -145,4 +160,4 @@ class PyAVReader(VideoReader):
 
     def __setstate__(self, state: dict) -> None:
         self.path, self._threads, self._closed = state["path"], state["_threads"], state["_closed"]
-        self.damage, self._layout, self._idle = [], None, None
+        self.damage, self._layout, self._idle, self._resting = [], None, None, None

@@ -116,6 +116,8 @@ def test_contract(decoder, kind, made):
         assert np.array_equal(late[1], times[-1:]) and np.array_equal(late[0], data[-1:])
         again, _ = whole(reader, start_seconds=-np.inf)
         assert np.array_equal(again, data)
+        if reader.rest():
+            assert reader.info == info and np.array_equal(reader.frames_at(asked).data, data[picks])
 
 
 @pytest.mark.parametrize(("decoder", "kind"), [(d, k) for d in READS for k in videos.GOOD if k not in READS[d]])

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,8 @@ from actionfuse.pipeline.audio import AudioReader
 from actionfuse.pipeline.boxes import boxes_at
 from actionfuse.pipeline.clip_reader import plan_flow
 from actionfuse.pipeline.datasets.contract import Dataset
+from actionfuse.pipeline.decoders import pyav
+from actionfuse.pipeline.decoders._container import probe_layout
 from actionfuse.pipeline.decoders.pyav import PyAVReader
 from actionfuse.pipeline.features import FeatureStore
 from actionfuse.pipeline.protocols import RULES, rulstm_anticipation
@@ -561,6 +564,23 @@ def test_files_are_kept_open_in_bounds(folder):
     assert torch.equal(copy[0].streams["rgb"], dataset[0].streams["rgb"])
     dataset.close()
     assert not shelf._open and not dataset[0].error
+
+
+def test_a_resting_file_is_not_looked_through_again(folder, tmp_path, monkeypatch):
+    for name, source in (("one.mp4", "a.mp4"), ("two.mp4", "b.mp4")):
+        shutil.copy(folder / source, tmp_path / name)
+    dataset = SegmentDataset([segment(1, 2, "one.mp4"), segment(1, 2, "two.mp4")], [RGB], root=tmp_path, open_readers=1)
+    before = [dataset[0], dataset[1]]
+    looked = []
+    monkeypatch.setattr(pyav, "probe_layout", lambda *a: looked.append(a[0]) or probe_layout(*a))
+    for _ in range(2):
+        for number, sample in enumerate(before):
+            assert torch.equal(dataset[number].streams["rgb"], sample.streams["rgb"])
+    assert not looked and len(dataset._pixels.shelf._open) == 1
+    dataset[0]  # two.mp4 rests; another file takes its place
+    shutil.copy(folder / "a.mp4", tmp_path / "two.mp4")
+    assert torch.equal(dataset[1].streams["rgb"], before[0].streams["rgb"])
+    assert looked == [str(tmp_path / "two.mp4")]
 
 
 # --- the same whoever reads it
