@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..backbones import Backbone, create_backbone
+from ..backbones.own import read_header
 from ..pipeline.flow import FlowComputer, default_method
 from ..pipeline.sampling import LastClip
 from .plan import ClipPlan, cores
@@ -127,8 +128,14 @@ def plan_name(backbone: str, stream: str) -> str:
 
 
 def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None) -> Backbone:
-    """The backbone with its weights. "random" is seeded, so that a run that goes on later has the same ones."""
-    options: dict[str, Any] = {} if flow_stack is None or stream != "flow" else {"flow_stack": flow_stack}
+    """The backbone with its weights. "random" is seeded, so that a run that goes on later has the same ones.
+
+    A file of our own says with which options its backbone was built.
+    """
+    own = read_header(weights)
+    options: dict[str, Any] = dict(own.options) if own is not None and own.name == name else {}
+    if flow_stack is not None and stream == "flow":
+        options["flow_stack"] = flow_stack
     if weights == "auto":
         weights = "bundled" if name in BUNDLED else "pretrained"
     if weights == "random":

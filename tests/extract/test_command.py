@@ -157,6 +157,18 @@ def test_predictions(folder: Path, tmp_path: Path, extract: Callable, capsys) ->
     assert "has no classifier" in capsys.readouterr().err
 
 
+def test_own_weights_say_how_their_backbone_was_built(folder: Path, tmp_path: Path, extract: Callable) -> None:
+    checkpoint = tmp_path / "trained.safetensors"
+    backbone = create_backbone("karpathy:test_resnet", fusion="early_fusion", frames=2)  # slow_fusion is the default
+    save_backbone(backbone, checkpoint)
+    words = ["--backbone", "karpathy:test_resnet", "--weights", checkpoint, "--crop", 32, "--side", 32]
+    assert extract(folder / "b.mkv", "--out", tmp_path / "out", *words) == 0
+    found = FeatureStore.open(tmp_path / "out" / "karpathy-test_resnet-rgb").read("b.mkv")
+    assert found.data.shape[1] == backbone.feature_dim
+    seen = found.stop_seconds - found.start_seconds
+    np.testing.assert_allclose(seen[0], 2 / backbone.input_spec.fps, atol=0.05)
+
+
 def test_every_task_has_scores_of_its_own(folder: Path, tmp_path: Path, extract: Callable, capsys) -> None:
     checkpoint, verbs, nouns = (tmp_path / name for name in ("trained.safetensors", "verbs.txt", "nouns.txt"))
     backbone = create_backbone("tsn:test_resnet", num_classes=7)
