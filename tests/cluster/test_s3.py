@@ -110,7 +110,8 @@ class Handler(BaseHTTPRequestHandler):
 def store(daemons: Daemons) -> Iterator[Proxy]:
     port = free_port()
     moto = Path(sys.executable).with_name("moto_server")
-    daemons.start("moto", [moto, "-H", "127.0.0.1", "-p", str(port)], lambda: answers(port), env=KEYS)
+    env = {**KEYS, "MOTO_S3_DEFAULT_MAX_KEYS": "7"}  # names in a page of a listing
+    daemons.start("moto", [moto, "-H", "127.0.0.1", "-p", str(port)], lambda: answers(port), env=env)
     with Proxy(port) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()
@@ -204,3 +205,46 @@ def test_the_store_refuses_a_second_writer(store: Proxy, monkeypatch: pytest.Mon
         assert objects.put_new("x.bin", b"first")
         assert not objects.put_new("x.bin", b"second")
     assert objects.read("x.bin") == b"first"
+
+
+def test_a_prefix_is_listed_page_by_page(store: Proxy):
+    from actionfuse.extract.objects import open_objects
+    from actionfuse.pipeline.inputs import listed_inputs
+
+    objects = open_objects("s3://features/listed")
+    names = sorted(f"v/{i % 5}/{i:02d}.mp4" for i in range(40))
+    for name in [*names, "v/.hidden/1.mp4"]:
+        objects.put_new(name, name.encode())
+    before = store.requests
+    store.fault_every = 5
+    try:
+        with listed_inputs("s3://features/listed/v") as listed:
+            found = {f"v/{video.key}": tag for video, tag in listed}
+    finally:
+        store.fault_every = 0
+    assert sorted(found) == names
+    assert all(re.fullmatch(r"10 [0-9a-f]{32}", tag) for tag in found.values())  # size and etag, of the listing itself
+    assert store.requests - before <= 2 + 41 // 7 + 1 + 3  # the folder is looked at, pages, faults
+    assert sorted(objects.listing("v")) == [(name, 10) for name in names]
+
+
+def test_a_large_file_goes_in_parts_and_only_once(store: Proxy, tmp_path: Path):
+    from actionfuse.extract.objects import PIECE_BYTES, FolderObjects, RemoteObjects, open_objects
+
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        for i in range(5):
+            file.write(bytes([i]) * PIECE_BYTES)
+    objects = open_objects("s3://features/large")
+    before = store.requests
+    store.fault_every = 4
+    try:
+        assert objects.put_new("x.bin", path)
+    finally:
+        store.fault_every = 0
+    assert store.requests - before >= 7  # five parts, their beginning and end
+    assert not objects.put_new("x.bin", path)
+    with pytest.MonkeyPatch.context() as patch:  # both looked before either wrote
+        patch.setattr(RemoteObjects, "size", lambda self, name: None)
+        assert not objects.put_new("x.bin", path)
+    assert objects.crc32("x.bin") == FolderObjects(tmp_path).crc32("large.bin")
