@@ -9,12 +9,11 @@ from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ..pipeline import Frames, VideoReader
 from ..pipeline.boxes import boxes_at, crop_boxes, limit_instances
-from ..pipeline.depth import scale_depth
+from ..pipeline.depth import scale_by_nearest, scale_depth
 from ..pipeline.transforms import centre_crop, centre_crop_geometry
 from ..pipeline.types import BoxTracks
 from ..pipeline.video import scaled_size
@@ -59,7 +58,8 @@ class Track:
         if plan.stream == "depth":
             # Depth of 16 bits is no picture: it is read beside them, the frame that is shown.
             frame = reader.depth_at([shown], "clamp").data[0] if reader.depth_bits == 16 else frame[..., :1]
-            frame = _by_nearest(frame, plan.resize_side)
+            width, height = scaled_size(frame.shape[1], frame.shape[0], plan.resize_side)
+            frame = scale_by_nearest(frame, height, width)
         if self._region is None:
             self._region = centre_crop_geometry(frame.shape[0], frame.shape[1], plan.crop).region
         if self._flow is not None:
@@ -99,14 +99,6 @@ def decode_frames(
         for taker in takers:
             track = tracks[taker.track]
             track.take(taker, pictures[sizes.index(track.plan.size)], shown, reader, copy=len(tracks) > 1)
-
-
-def _by_nearest(frame: np.ndarray, short_side: int) -> np.ndarray:
-    """The frame (H, W, 1) scaled so that its shorter side is `short_side`; every pixel is one that was there: no depth
-    is made up between an object and what is behind it.
-    """
-    width, height = scaled_size(frame.shape[1], frame.shape[0], short_side)
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).reshape(height, width, 1)
 
 
 class Taker(NamedTuple):

@@ -37,7 +37,8 @@ class StreamSpec:
 
     What a sample then holds, entries first, channels last:
         rgb             uint8 (frames, crop, crop, 3)
-        depth, ir       uint8 (frames, crop, crop, 1), with a colour_map 3; depth of 16 bits float32, 0..255
+        depth, ir       uint8 (frames, crop, crop, 1), with a colour_map 3; depth of 16 bits float32, 0..255, while of
+                        infrared pictures of 16 bits the upper 8 are taken
         flow            uint8 (frames, crop, crop, 2 flow_stack), codes of -20..20 pixels (`flow.quantise`), u v u v ...
         audio           float32 (frames, frequency, time, 1), a log spectrogram around each entry
 

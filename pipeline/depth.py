@@ -1,4 +1,4 @@
-"""Depth from the numbers of its files to those that networks take, 0..255, and to colours."""
+"""Depth from the numbers of its files to those that networks take, 0..255, to other sizes, and to colours."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def check_depth_range(depth_range: tuple[float, float]) -> None:
         raise ValueError(
             f"depth_range is {(near, far)}; it must be (near, far) in the depth files' own numbers, 0 <= near < far"
         )
+
+
+def scale_by_nearest(depth: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(..., H, W, C) -> (..., height, width, C); every pixel is one that was there: no depth is made up between an
+    object and what is behind it. The pixel whose middle is nearest, as "nearest-exact" elsewhere.
+    """
+    for axis, new in ((-3, height), (-2, width)):
+        if (old := depth.shape[axis]) != new:
+            depth = np.take(depth, ((np.arange(new) + 0.5) * old / new).astype(np.int64), axis)
+    return depth
 
 
 def scale_depth(depth: np.ndarray, depth_range: tuple[float, float] | None) -> np.ndarray:

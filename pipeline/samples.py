@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from multiprocessing import get_start_method
@@ -90,6 +90,7 @@ class SegmentDataset(TorchDataset):
     instances: slots for boxes; None = all that there are (collate pads), 0 = no boxes.
     open_readers: files that each worker keeps open. decoder: as in `open_video`. frame_fps: how fast folders of frames
         count; None = as `Dataset.frame_fps` says, and 30 where it says nothing.
+    transform: what becomes of each sample that could be read, in the worker; it must pickle.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class SegmentDataset(TorchDataset):
         open_readers: int = 8,
         decoder: str = "auto",
         frame_fps: float | None = None,
+        transform: Callable[[Sample], Sample] | None = None,
     ) -> None:
         if not isinstance(segments, Dataset):
             segments = Dataset(
@@ -119,7 +121,7 @@ class SegmentDataset(TorchDataset):
             )  # fmt: skip
         self.dataset, self.streams = segments, tuple(streams)
         self.task, self.sampling = task or Recognition(), sampling or Sampling()
-        self.training, self.seed = training, seed
+        self.training, self.seed, self.transform = training, seed, transform
         self.flipped_labels = dict(flipped_labels or {})
         self._features = tuple(spec for spec in self.streams if isinstance(spec, FeatureSpec))
         self._pixels = PixelReader(
@@ -210,7 +212,8 @@ class SegmentDataset(TorchDataset):
     def sample(self, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
         """The sample of any segment of the dataset's videos, drawn as (epoch, index)."""
         try:
-            return self._read(segment, epoch, index)
+            sample = self._read(segment, epoch, index)
+            return sample if self.transform is None else self.transform(sample)
         except (VideoError, OSError, NotObserved) as error:
             return Sample(segment.id, index, epoch, error=str(error) or type(error).__name__)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .boxes import crop_boxes, flip_boxes
+from .depth import scale_by_nearest
 from .types import Clip
 from .video import scaled_size
 
@@ -262,7 +263,7 @@ def _move(name: str, data: np.ndarray, geometry: Geometry, size: tuple[int, int]
     old = cut.shape[1:3]
     size = size or old
     if size != old:
-        cut = _nearest(cut, size) if name == "depth" else _bilinear(cut, size)
+        cut = scale_by_nearest(cut, *size) if name == "depth" else _bilinear(cut, size)
     if geometry.flip:
         # As signed numbers of the same bytes: torch before 2.15 does not flip wide unsigned ones.
         bits = cut.view(f"i{cut.itemsize}") if cut.dtype.kind == "u" else cut
@@ -271,13 +272,6 @@ def _move(name: str, data: np.ndarray, geometry: Geometry, size: tuple[int, int]
         across = (-1 if geometry.flip else 1) * size[1] / old[1]
         cut = cut * np.tile(np.array([across, size[0] / old[0]], np.float32), cut.shape[-1] // 2)
     return np.ascontiguousarray(cut)
-
-
-def _nearest(data: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, data.shape[1:3], strict=True)
-    )
-    return data[:, rows[:, None], columns]
 
 
 def _bilinear(data: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -145,8 +145,8 @@ class VideoReader(ABC):
     def depth_at(self, seconds: Sequence[float], outside: str = "error") -> DepthFrames:
         """`frames_at` for files that hold measurements: one channel, as stored, unscaled, with all of `depth_bits`.
 
-        16 bits are those of grey pictures of 16 bits in folders and tars of frames; of anything else this is the first
-        of three channels of 8 bits.
+        16 bits are those of pictures of 16 bits in folders and tars of frames, and of grey video of 9 to 16 bits by
+        `pyav`, whose numbers are not spread over 16; of anything else this is the first of three channels of 8 bits.
         """
         frames = self.frames_at(seconds, None, outside)
         return DepthFrames(np.ascontiguousarray(frames.data[..., :1]), frames.pts_seconds)

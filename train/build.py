@@ -21,7 +21,7 @@ from ..pipeline.samples import SegmentDataset
 from ..pipeline.sampling import draw
 from .model import WEIGHTS, ActionModel, find_model
 from .recipe import Recipe, StreamRecipe, TaskRecipe
-from .rgbd import join_depth
+from .rgbd import JoinDepth
 
 _SHARE = 7  # the part of the draw that chooses `data.share`
 
@@ -180,6 +180,8 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
             found.append(FeatureSpec(stream=stream, store=store, frames=clip.frames, fps=fps, key=each.key))
             continue
         spec = specs[stream]
+        if clip.inverse_depth is not None and spec.stream != "rgbd":
+            raise ValueError(f"streams.{stream}.clip.inverse_depth is for rgbd, but the backbone eats {spec.stream}")
         crop = clip.crop or spec.crop
         kind: Any = "rgb" if spec.stream == "rgbd" else spec.stream
         if clip.colour_map is not None:
@@ -222,7 +224,7 @@ def build_dataset(
         fields = asdict(augment)
         augmentation = Augmentation(**{k: v for k, v in fields.items() if k not in ("erasing", "mixup", "repeats")})
     crops: Any = 1 if training or not pixels else num_crops or places.test_crops
-    dataset = SegmentDataset(
+    return SegmentDataset(
         split,
         specs,
         task=task,
@@ -240,5 +242,5 @@ def build_dataset(
         past_labels=training and recipe.loss.past > 0,
         instances=recipe.head.options.get("instances", 4) if model.head.needs_boxes else 0,
         decoder=recipe.data.decoder,
+        transform=JoinDepth(joined[0], recipe.streams[joined[0]].clip.inverse_depth) if joined else None,
     )
-    return join_depth(dataset, joined[0]) if joined else dataset

@@ -105,6 +105,8 @@ class Clip:
     colour_map: "jet" makes three channels of depth or ir, for a backbone that eats rgb.
     depth_range: [near, far] in the numbers of the depth files (millimetres, as a rule) that fill the scale 1..255; None
         = files of 8 bits as they are, of 16 bits all 65536 numbers on 0..255.
+    inverse_depth: for a backbone that eats rgbd and depth of 16 bits: what is divided by a number of the depth files,
+        the sensor's baseline in metres x focal length in pixels x numbers a metre (see train/rgbd.py).
     """
 
     frames: int | None = None
@@ -116,6 +118,7 @@ class Clip:
     audio_preset: str = "tbn"
     colour_map: Literal["jet"] | None = None
     depth_range: tuple[float, float] | None = None
+    inverse_depth: float | None = None
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -19,9 +19,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..annotations import Segment
+from ..decoders.flow_folder import open_flow
 from ..decoders.frame_files import fitting, is_frame_pattern
 from ..guard import Lost, guarded_map
 from ..video import VideoError, open_video
@@ -89,11 +90,36 @@ def check_dataset(
     wanted = tuple(splits) or CARDS[name].splits
     for split in wanted:
         check_call(name, root, split, options or {})
-    return [_check_split(name, Path(root), split, streams, decode, options or {}) for split in wanted]
+    work: list[_Work] = []
+    found = [_check_split(name, Path(root), split, streams, decode, options or {}, work) for split in wanted]
+    # one process for all: starting one takes longer than decoding a few frames
+    for item, trouble in guarded_map(_decode, work):
+        if trouble is not None:
+            reason = trouble.reason if isinstance(trouble, Lost) else trouble
+            problems = found[wanted.index(item.split)].streams[item.stream].problems
+            problems.append(f"{_below(Path(item.path), Path(root))}: {reason}")
+    return found
+
+
+class _Work(NamedTuple):
+    """A file that is to be decoded around a segment."""
+
+    split: str
+    stream: str
+    path: str
+    start_seconds: float
+    stop_seconds: float
+    frame_fps: float | None
 
 
 def _check_split(
-    name: str, root: Path, split: str, streams: Sequence[str], decode: int, options: Mapping[str, object]
+    name: str,
+    root: Path,
+    split: str,
+    streams: Sequence[str],
+    decode: int,
+    options: Mapping[str, object],
+    work: list[_Work],
 ) -> SplitCheck:
     try:
         dataset = load_dataset(name, root, split, **options)
@@ -113,11 +139,16 @@ def _check_split(
         videos=len(segments),
         notes=list(dataset.notes),
         without_boxes=[] if dataset.boxes is None else [video for video in last if video not in dataset.boxes],
-        streams={stream: _check_stream(dataset, segments, stream, decode) for stream in streams or dataset.paths},
+        streams={
+            stream: _check_stream(dataset, segments, split, stream, decode, work) for stream in streams or dataset.paths
+        },
     )
 
 
-def _check_stream(dataset: Dataset, segments: Sequence[Segment], stream: str, decode: int) -> StreamCheck:
+def _check_stream(
+    dataset: Dataset, segments: Sequence[Segment], split: str, stream: str, decode: int, work: list[_Work]
+) -> StreamCheck:
+    """What is there of a stream; what is to be decoded of it goes to `work`."""
     if stream not in dataset.paths:
         nowhere = [f"no {stream} lies where it is looked for; name its place with --options paths.{stream}=PATTERN"]
         return StreamCheck(expected=None, videos=len(segments), missing=nowhere)
@@ -134,18 +165,11 @@ def _check_stream(dataset: Dataset, segments: Sequence[Segment], stream: str, de
             present.append((segment, path))
         else:
             missing.append(_below(path, dataset.root))
-    # Folders of flow, a u/ and a v/ for each video, are no videos.
-    readable = [(segment, path) for segment, path in present if stream != "flow" or not path.is_dir()]
-    chosen = readable[:: max(1, len(readable) // max(1, decode))][:decode]
-    work = [(str(path), s.start_seconds, s.stop_seconds, dataset.frame_fps(s, stream)) for s, path in chosen]
-    problems = [
-        f"{_below(Path(item[0]), dataset.root)}: {found.reason if isinstance(found, Lost) else found}"
-        for item, found in guarded_map(_decode, work)
-        if found is not None
-    ]
-    return StreamCheck(
-        expected=dataset.paths[stream], videos=len(segments), missing=missing, decoded=len(work), problems=problems
-    )
+    chosen = present[:: max(1, len(present) // max(1, decode))][:decode]
+    for s, path in chosen:
+        frame_fps = dataset.frame_fps(s, stream)
+        work.append(_Work(split, stream, str(path), s.start_seconds, s.stop_seconds, frame_fps))
+    return StreamCheck(expected=dataset.paths[stream], videos=len(segments), missing=missing, decoded=len(chosen))
 
 
 class _Listing:
@@ -167,11 +191,13 @@ class _Listing:
         return is_link is False or (is_link is True and path.exists())
 
 
-def _decode(item: tuple[str, float, float, float | None]) -> str | None:
+def _decode(item: _Work) -> str | None:
     """Decode a video at a segment's start, middle and end; what is wrong with it, or None."""
-    path, start, stop, frame_fps = item
+    _, stream, path, start, stop, frame_fps = item
     try:
-        with open_video(path, frame_fps=frame_fps or 30.0) as reader:
+        # Files of flow are videos, or folders and tars of a picture for u and one for v.
+        opened = open_flow if stream == "flow" else open_video
+        with opened(path, frame_fps=frame_fps or 30.0) as reader:
             duration = reader.info.duration_seconds
             end = duration if math.isinf(stop) else stop
             if end > duration + _LATE_SECONDS:

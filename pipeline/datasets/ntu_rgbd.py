@@ -22,8 +22,9 @@ one folder for each setup name the place: paths={"rgb": "nturgb+d_rgb_s{setup}/{
 
 A segment is a whole video. Folders of frames count at 30 a second. Depth and infrared are one channel. Depth is 16 bit
 in millimetres, all of which are read; 0 is nothing measured, or in masked depth nobody. A Kinect v2 sees from 500 to
-4500: `StreamSpec(stream="depth", depth_range=(500, 4500))` spreads these over the scale, and colour_map="jet" paints
-them, which is what public code that fuses depth with rgb trains on.
+4500 (Corti et al., A metrological characterization of the Kinect V2 time-of-flight camera, 2016):
+`StreamSpec(stream="depth", depth_range=(500, 4500))` spreads these over the scale, and colour_map="jet" paints them,
+which is what public code that fuses depth with rgb trains on.
 
 The names of the classes and the layout of the folders follow the public description.
 """

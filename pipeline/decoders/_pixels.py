@@ -8,6 +8,7 @@ the stream's tags; BT.601 limited where it has none.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import av
@@ -17,7 +18,7 @@ from av.video.reformatter import Interpolation as Kernel
 from av.video.reformatter import VideoReformatter
 
 from ..types import Frames
-from ..video import SizeLike, VideoInfo, as_size, scaled_size
+from ..video import SizeLike, VideoError, VideoInfo, as_size, scaled_size
 
 # Larger batches are written past the processor's caches into memory fresh from the system: measured, whole decoding of
 # 1080p to 455x256 takes 30 % more time in batches of 22 MiB than of 11.
@@ -139,6 +140,25 @@ class Batch:
         given = tuple(Frames(data[: len(times)], times) for data in self._data)
         self._data, self._times, self._last = [], [], None
         return given
+
+
+def depth_type(pixel_format: str) -> np.dtype | None:
+    """The numbers of grey pictures of more than 8 bits, as FFmpeg lays them out; None for all other pictures."""
+    found = re.fullmatch(r"gray(?:9|10|12|14|16)(le|be)", pixel_format)
+    return None if found is None else np.dtype("<u2" if found[1] == "le" else ">u2")
+
+
+def read_depth(frame: av.VideoFrame, quarter_turns: int) -> np.ndarray:
+    """uint16 (H, W, 1) of a grey frame of more than 8 bits, as stored, display rotation applied.
+
+    Raises: VideoError for any other frame.
+    """
+    kind = depth_type(frame.format.name)
+    if kind is None:
+        raise VideoError(f"a frame of {frame.format.name} among those of more than 8 grey bits")
+    plane = frame.planes[0]
+    numbers = np.frombuffer(plane, kind).reshape(frame.height, -1)[:, : frame.width]  # type: ignore[arg-type]
+    return np.rot90(numbers, quarter_turns)[..., None].astype(np.uint16)
 
 
 def rescale(pictures: np.ndarray, info: VideoInfo, size: SizeLike) -> np.ndarray:

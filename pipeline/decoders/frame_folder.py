@@ -17,8 +17,9 @@ to the size of the first one where sizes differ. JPEGs asked for at a quarter of
 half, a quarter or an eighth of it, never below twice the size asked for: 2 to 3 times faster, 0.3 grey levels apart on
 average.
 
-Grey pictures of 16 bits (png, tiff, pgm), as depth cameras write them, keep all bits in `depth_at`: `depth_bits` is 16
-and `info.pixel_format` "gray16" where the first picture is one.
+Pictures of 16 bits (png, tiff, pgm), as depth cameras write them, keep all bits in `depth_at`: `depth_bits` is 16 where
+the first picture is one, and `info.pixel_format` "gray16" or, with several channels (of which depth is the first),
+"rgb48" or "rgba64".
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..depth import scale_by_nearest
 from ..types import DepthFrames, Frames
 from ..video import (
     SizeLike,
@@ -64,6 +66,7 @@ TIMESTAMPS = "timestamps.txt"
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PIXEL_FORMATS = {"1": "monob", "L": "gray", "LA": "ya8", "P": "pal8", "RGB": "rgb24", "RGBA": "rgba"}
 _GREY16 = "gray16"
+_WIDE = {"RGB": "rgb48", "RGBA": "rgba64"}  # Pillow's mode -> what it is where samples have 16 bits
 _TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}  # EXIF orientation -> counter-clockwise degrees
 
 
@@ -89,10 +92,21 @@ def _read_header(data: bytes) -> _Header:
         # Pillow's names of 16 grey bits differ by byte order, format and release; of these formats "I" is nothing else.
         if image.mode.startswith("I;16") or (image.mode == "I" and codec in ("png", "ppm")):
             pixel_format = _GREY16
+        elif image.mode in _WIDE and _has_16_bits(data, codec):  # Pillow cuts them, and says nothing
+            pixel_format = _WIDE[image.mode]
         sampling = {(1, 1): "444", (2, 1): "422", (2, 2): "420"}
         if codec == "jpeg" and image.mode == "RGB":  # layer: (component, horizontal, vertical, table) by Pillow
             pixel_format = f"yuvj{sampling.get(tuple(getattr(image, 'layer', [()])[0][1:3]), '')}p"
     return _Header(width, height, turn, codec, pixel_format)
+
+
+def _has_16_bits(data: bytes, codec: str) -> bool:
+    if codec == "png":
+        return data[24] == 16  # the header's bits of a sample
+    if codec not in ("tiff", "ppm"):
+        return False
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return picture is not None and picture.dtype == np.uint16
 
 
 class FrameFolderReader(VideoReader):
@@ -124,7 +138,7 @@ class FrameFolderReader(VideoReader):
         try:
             self._names, self._times, self._end = self._order(pattern)
             self.info = self._look()
-            self.depth_bits = 16 if self.info.pixel_format == _GREY16 else 8
+            self.depth_bits = 16 if self.info.pixel_format in (_GREY16, *_WIDE.values()) else 8
         except BaseException:
             self._source.close()
             raise
@@ -237,17 +251,16 @@ class FrameFolderReader(VideoReader):
         if isinstance(data, str):
             return data
         try:
-            depth = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+            depth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         except cv2.error as error:
             return f"{self._names[index]}: {error.err or error}"
         if depth is None:
             return f"{self._names[index]}: no picture that can be decoded"
         if depth.dtype != np.uint16:  # another unit: no number of it may stand among the others
             return f"{self._names[index]}: {depth.dtype} depth among frames of 16 bits"
-        width, height = self.info.width, self.info.height
-        if depth.shape != (height, width):
-            depth = cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return (depth[..., None],)
+        # the first channel, where there are several: OpenCV's order is blue, green, red
+        depth = depth[..., 2:3] if depth.ndim == 3 else depth[..., None]
+        return (scale_by_nearest(depth, self.info.height, self.info.width),)
 
     def _picture(self, index: int, short_sides: Sequence[SizeLike]) -> tuple[np.ndarray, ...] | str:
         """Frame `index` as uint8 (H, W, 3) RGB at each size, or the reason why it cannot be read."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 
-from ..types import Frames
-from ..video import SizeLike, VideoInfo, VideoReader, check_batch
+from ..depth import scale_by_nearest
+from ..types import DepthFrames, Frames
+from ..video import SizeLike, VideoError, VideoInfo, VideoReader, check_batch, check_times
 from ._container import Layout, file_signature, first_video_stream, open_container, probe_layout, to_seconds
-from ._decode_pass import DecodePass
-from ._pixels import Batch, Scaler
+from ._decode_pass import DecodePass, Shown
+from ._pixels import Batch, Scaler, depth_type, read_depth
 
 # Passes of a parent process: a forked child cannot use or free them, decoding threads were not forked.
 _LEFT_TO_PARENT: list[object] = []
@@ -69,6 +71,29 @@ class PyAVReader(VideoReader):
         return self._lay_out().slack_seconds
 
     @property
+    def depth_bits(self) -> int:  # type: ignore[override]
+        return 8 if depth_type(self.info.pixel_format) is None else 16
+
+    def depth_at(self, seconds: Sequence[float], outside: str = "error") -> DepthFrames:
+        if self.depth_bits == 8:
+            return super().depth_at(seconds, outside)
+        times = check_times(self, seconds, outside)
+        ascending, rows = np.unique(times, return_inverse=True)
+        info, base = self.info, self._lay_out().time_base
+        found: list[np.ndarray] = []
+        pts: list[float] = []
+        with closing(self._shown(ascending.tolist())) as shown:
+            for ticks, frame in shown:
+                depth = read_depth(frame, info.rotation_degrees // 90)
+                found.append(scale_by_nearest(depth, info.height, info.width))
+                pts.append(to_seconds(ticks, base))
+        if len(times) and not found:
+            raise VideoError(f"{self.path}: no frame can be decoded: {'; '.join(self.damage)}")
+        data = np.stack(found) if found else np.zeros((0, info.height, info.width, 1), np.uint16)
+        rows = np.minimum(rows, len(found) - 1)  # where damage ends the file, the last frame that decodes
+        return DepthFrames(data[rows], np.array(pts)[rows])
+
+    @property
     def layout(self) -> Layout:
         """Where the frames lie; for other decoders of the same file."""
         return self._lay_out()
@@ -79,7 +104,17 @@ class PyAVReader(VideoReader):
         check_batch(batch)
         layout = self._lay_out()
         rows = Batch([Scaler(layout.info, side, self._threads) for side in short_sides], batch)
-        decoding = self._begin()
+        with closing(self._shown(seconds)) as shown:
+            for ticks, frame in shown:
+                rows.add(to_seconds(ticks, layout.time_base), frame)
+                if rows.full:
+                    yield rows.take()
+        if len(rows):
+            yield rows.take()
+
+    def _shown(self, seconds: Iterable[float]) -> Generator[Shown]:
+        """What is on screen at each of the ascending times, until they or the video end."""
+        layout, decoding = self._lay_out(), self._begin()
         try:
             upcoming = iter(seconds)
             now, previous = next(upcoming, None), -np.inf
@@ -94,12 +129,8 @@ class PyAVReader(VideoReader):
                 )
                 if shown is None:
                     break
-                rows.add(to_seconds(shown[0], layout.time_base), shown[1])
-                if rows.full:
-                    yield rows.take()
+                yield shown
                 now, previous = following, now
-            if len(rows):
-                yield rows.take()
         finally:
             self._end(decoding)
 

@@ -1,9 +1,12 @@
 """`actionfuse check`: what is told of a folder, in words, as JSON and by the exit code."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from dataset_files import something_else_frame, write_epic100, write_json
+from PIL import Image
 from videos import write_counting_video
 
 from actionfuse import cli
@@ -105,10 +108,21 @@ def test_streams_that_are_asked_for(epic100, capsys):
     code, out = run(capsys, "epic_kitchens_100", epic100, "--split", "validation", "--streams", "rgb,flow")
     assert code == 1 and "flow: 0 of 2 videos" in out and "--options paths.flow=PATTERN" in out
     for name in ("P02_03", "P09_102"):
-        (epic100 / f"fields/{name}").mkdir(parents=True)
-    words = ("--streams", "rgb,flow", "--options", "paths.flow=fields/{video}", "times=frames")
-    code, out = run(capsys, "epic_kitchens_100", epic100, "--split", "validation", *words, "--decode", 1)
-    assert code == 0 and "flow: 2 of 2 videos as fields/{video}" in out
+        for axis in ("u", "v"):
+            (epic100 / f"fields/{name}/{axis}").mkdir(parents=True)
+            for number in (1, 100, 300):
+                file = epic100 / f"fields/{name}/{axis}/frame_{number:010d}.jpg"
+                Image.fromarray(np.full((16, 24), 128, np.uint8)).save(file)
+    words = ("--streams", "rgb,flow", "--options", "paths.flow=fields/{video}", "times=frames", "--decode", 2)
+    code, out = run(capsys, "epic_kitchens_100", epic100, "--split", "validation", *words)
+    assert code == 0 and "flow: 2 of 2 videos as fields/{video}" in out and "decoded 2 of them, 0 with" in out
+    (epic100 / "fields/P02_03/v/frame_0000000100.jpg").write_bytes(b"no picture")
+    shutil.rmtree(epic100 / "fields/P09_102/v")
+    code, out = run(capsys, "epic_kitchens_100", epic100, "--split", "validation", *words)
+    assert code == 1 and "decoded 2 of them, 2 with" in out and "broken: fields/P02_03: v/frame_0000000100.jpg" in out
+    assert (
+        "broken: fields/P09_102: " in out and "holds 0 pairs of numbered pictures of flow; expected one, u/frame" in out
+    )
 
 
 def test_videos_without_boxes(tmp_path, capsys):

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import tarfile
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from videos import write_counting_video
 
 from actionfuse.backbones.contract import InputSpec, stream_spec
 from actionfuse.pipeline import (
+    Anticipation,
     Augmentation,
     Clip,
     DepthFrames,
@@ -25,9 +27,11 @@ from actionfuse.pipeline import (
 )
 from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.datasets.contract import Dataset, load_dataset
-from actionfuse.pipeline.depth import paint_jet, scale_depth
+from actionfuse.pipeline.decoders.frame_files import FolderOfFrames
+from actionfuse.pipeline.depth import paint_jet, scale_by_nearest, scale_depth
+from actionfuse.pipeline.protocols import RULES
 from actionfuse.pipeline.transforms import Geometry, apply_geometry
-from actionfuse.train.rgbd import join_depth
+from actionfuse.train.rgbd import JoinDepth
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 
@@ -212,6 +216,24 @@ def test_wrong_ranges(options, message):
         depth_spec(**options)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_no_depth_of_the_future_is_read(tmp_path, monkeypatch, rule):
+    write_depth(tmp_path / "d", "%05d.png", frames=20)
+    read, take = [], FolderOfFrames.read
+    monkeypatch.setattr(FolderOfFrames, "read", lambda self, name: read.append(name) or take(self, name))
+    for start in (12 / 30, 12 / 30 + 0.01, 12 / 30 + 1e-9):
+        made = Dataset(
+            name="own", split="all", segments=(Segment("d", start, 20 / 30, "d"),), classes={}, root=tmp_path,
+            paths={"depth": "{video}"}, frame_rates={"depth": 30.0},
+        )  # fmt: skip
+        task = Anticipation(tau_a=0.1, tau_o=0.3)
+        dataset = SegmentDataset(made, [depth_spec()], task=task, sampling=Sampling(rule=rule, alpha=0.1))
+        sample = dataset[0]
+        shown = sorted({(int(name[:5]) - 1) / 30 for name in read})
+        assert not sample.error and len(shown) > 1 and shown[-1] < start - 0.1
+        read.clear()
+
+
 def test_ntu_from_files_to_batches(tmp_path):
     names = ["S001C002P001R001A001", "S001C003P002R001A010"]
     for number, name in enumerate(names):
@@ -243,5 +265,80 @@ def test_ucla_reads_depth_of_16_bits_beside_rgb(tmp_path):
     middle = pictures[..., (WIDTH - HEIGHT) // 2 :][..., :HEIGHT]
     shown = (sample.seconds["depth"] * 30).round().long().numpy()
     np.testing.assert_array_equal((sample.streams["depth"][..., 0].double() * 257).round().numpy(), middle[shown])
-    with pytest.raises(ValueError, match="has 16 bits; rgbd backbones take files of 8 bits"):
-        join_depth(dataset, "rgb")[0]
+    with pytest.raises(ValueError, match=r"has 16 bits, .* give clip\.inverse_depth"):
+        SegmentDataset(data, streams, sampling=Sampling(rule="segments"), transform=JoinDepth("rgb"))[0]
+    camera = 0.075 * 365 * 1000
+    both = SegmentDataset(data, streams, sampling=Sampling(rule="segments"), transform=JoinDepth("rgb", camera))
+    joined = pickle.loads(pickle.dumps(both))[0]
+    assert list(joined.streams) == ["rgb"] and joined.streams["rgb"].dtype == torch.float32
+    np.testing.assert_array_equal(joined.streams["rgb"][..., :3], sample.streams["rgb"])
+    naive = np.array([0.0 if d == 0 else min(75.0, camera / d) for d in middle[shown].ravel().tolist()])
+    np.testing.assert_allclose(joined.streams["rgb"][..., 3].flatten(), naive, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("extension", "channels"), [("png", 3), ("tiff", 3), ("ppm", 3), ("png", 4)])
+def test_of_several_channels_the_first_counts(tmp_path, extension, channels):
+    red = write_depth(tmp_path / "grey", frames=3)
+    others = np.random.default_rng(1).integers(0, 65536, (3, HEIGHT, WIDTH, channels - 1), dtype=np.uint16)
+    (tmp_path / "many").mkdir()
+    for n in range(3):
+        blue_green_red = [others[n, ..., 0], others[n, ..., 1], red[n], *([others[n, ..., 2]] if channels == 4 else [])]
+        assert cv2.imwrite(str(tmp_path / f"many/{n:05d}.{extension}"), np.stack(blue_green_red, -1))
+    with open_video(tmp_path / "many", frame_fps=30) as reader:
+        assert (reader.info.pixel_format, reader.depth_bits) == ("rgb48" if channels == 3 else "rgba64", 16)
+        np.testing.assert_array_equal(reader.depth_at([0, 1 / 30, 2 / 30]).data[..., 0], red)
+        shown = reader.frames_at([0.0]).data
+        assert shown.dtype == np.uint8 and np.abs(shown[0, ..., 0] - red[0] / 257).max() <= 1
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "eight.png")
+    (tmp_path / "low").mkdir()
+    (tmp_path / "eight.png").rename(tmp_path / "low/00000.png")
+    with open_video(tmp_path / "low") as reader:
+        assert (reader.info.pixel_format, reader.depth_bits) == ("rgb24", 8)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "container"),
+    [
+        ("ffv1", "gray16le", "mkv"),
+        ("ffv1", "gray12le", "mkv"),
+        ("png", "gray16be", "mov"),
+        ("rawvideo", "gray16be", "mov"),
+    ],
+)
+def test_grey_video_keeps_its_bits(tmp_path, codec, pixel_format, container):
+    bits = 12 if "12" in pixel_format else 16
+    pictures = np.random.default_rng(0).integers(0, 1 << bits, (8, HEIGHT, 62), dtype=np.uint16)  # 62: padded rows
+    path = tmp_path / f"depth.{container}"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=10, width=62, height=HEIGHT, pix_fmt=pixel_format)
+        for picture in pictures:
+            frame = av.VideoFrame(62, HEIGHT, pixel_format)
+            rows = np.zeros((HEIGHT, frame.planes[0].line_size // 2), ">u2" if pixel_format[-2:] == "be" else "<u2")
+            rows[:, :62] = picture
+            frame.planes[0].update(rows.tobytes())
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with open_video(path) as reader:
+        assert reader.depth_bits == 16 and reader.info.pixel_format.startswith(f"gray{bits}")
+        depth = reader.depth_at([0.5, 0.0, 0.7, 0.5])
+        np.testing.assert_array_equal(depth.data[..., 0], pictures[[5, 0, 7, 5]])
+        np.testing.assert_allclose(depth.pts_seconds, [0.5, 0.0, 0.7, 0.5])
+        assert len(reader.depth_at([])) == 0 and reader.frames_at([0.0]).data.dtype == np.uint8
+    spec = depth_spec(frames=2, fps=10, resize_side=HEIGHT, crop=HEIGHT)
+    made = Dataset(name="own", split="all", segments=(Segment(path.name, 0.0, 0.8, "a"),), classes={}, root=tmp_path,
+                   paths={"depth": "{video}"})  # fmt: skip
+    read = SegmentDataset(made, [spec])[0].streams["depth"]
+    assert read.dtype == torch.float32
+    np.testing.assert_array_equal((read[..., 0].double() * 257).round().numpy(), pictures[[2, 6]][:, :, 7:55])
+
+
+def test_scaling_by_nearest_against_a_loop():
+    rng = np.random.default_rng(0)
+    for height, width, high, wide in rng.integers(1, 40, (30, 4)):
+        depth = rng.integers(0, 65536, (2, height, width, 1), dtype=np.uint16)
+        scaled = scale_by_nearest(depth, int(high), int(wide))
+        assert scaled.shape == (2, high, wide, 1)
+        for i in range(high):
+            for j in range(wide):
+                row, column = int((i + 0.5) * height / high), int((j + 0.5) * width / wide)
+                assert (scaled[:, i, j] == depth[:, row, column]).all()
