@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     if args.show < 0:
         raise ValueError(f"--show is {args.show}; it must be 0 or more")
     run = open_run(args.run, [*args.overrides, *([f"data.root={args.root}"] if args.root else [])])
-    seen = Looked()
+    seen = Looked(several=run.recipe.loss.kind == "bce")
     member = test_run(run, args.split, quiet=args.quiet, look=seen.look)
     assert member is not None
     split = load_split(run.recipe, args.split or run.recipe.data.test)
@@ -68,11 +68,12 @@ def main(args: argparse.Namespace) -> int:
 @dataclass
 class Looked:
     """What a head shows of each segment. extras: name -> id -> array, the mean over views. alone: stream -> task ->
-    id -> scores of the stream by itself.
+    id -> scores of the stream by itself. several: they are of tasks in which several classes hold.
     """
 
     extras: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     alone: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
+    several: bool = False
 
     def look(self, batch: Batch, output: Output) -> None:
         for name, value in output.extras.items():
@@ -83,7 +84,8 @@ class Looked:
             kind, _, stream = name.partition("/")
             for task, value in tasks.items() if kind in ("unimodal", "group") else ():
                 if value.ndim == 2:
-                    rows = value.float().log_softmax(-1).unflatten(0, (len(batch), -1)).mean(1).cpu().numpy()
+                    scores = value.float() if self.several else value.float().log_softmax(-1)
+                    rows = scores.unflatten(0, (len(batch), -1)).mean(1).cpu().numpy()
                     self.alone.setdefault(stream, {}).setdefault(task, {}).update(zip(batch.ids, rows, strict=True))
 
 
@@ -108,6 +110,7 @@ class Told:
     def task(self) -> str:
         """The label that segments are shown by: that of run.monitor, else action, else the first."""
         table = self.table
-        tasks = list(table.labels) if table is not None else list(self.member.classes)
+        known = [] if table is None else [task for task in table.labels if task in table.scores]
+        tasks = known or list(self.member.classes)
         monitored = self.run.recipe.run.monitor.partition("/")[0]
         return next((name for name in (monitored, "action") if name in tasks), tasks[0])

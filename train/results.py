@@ -64,7 +64,8 @@ def evaluate(
 ) -> list[Result]:
     """Every metric that the table's scores and labels allow; `parts`, `subsets`, `many_shot` are those of a Dataset.
 
-    For a task with one label: topK_accuracy and class_mean_topK_recall for each of `ks`; with several labels: mAP.
+    For a task with one label: topK_accuracy and class_mean_topK_recall for each of `ks`; with several labels: mAP, in
+    which segments without any label rank behind all others (Charades' public script).
     Where a task has parts, verbs and nouns are also scored by marginalising, and actions by factorising.
 
     subsets: one called `something_TASK` (`tail_verb`) is for that task alone. at: names of the T predictions of a
@@ -150,7 +151,7 @@ def _multi_label(
     for subset, ids in [("all", table.ids), *_of_task(table, task, subsets)]:
         rows = table.rows(ids)
         for t, name in enumerate(names):
-            value = metrics.mean_average_precision(scores[rows, t], truth[rows])
+            value = metrics.mean_average_precision(scores[rows, t], truth[rows], unlabelled_last=True)
             found.append(Result(task=task, metric="mAP", value=value, segments=len(rows), subset=subset, at=name))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import av
@@ -19,7 +20,8 @@ from ..pipeline.video import VideoError, open_video
 from .build import make_task
 from .charts import class_colour, escape, line_chart, matrix, share_bars, timeline
 from .log import METRICS, read_metrics
-from .metrics import ranking, softmax
+from .many_labels import class_table, mixed_up, said_of, several_tasks
+from .metrics import mean_average_precision, ranking, softmax
 from .overlay import VideoWriter, draw_boxes
 from .recipe import dump_recipe
 from .report_page import page, table
@@ -103,7 +105,7 @@ def _results(told: Told) -> str:
     alone = _alone(told)
     if alone:
         out.append("<h3>Each stream by itself</h3><p class='dim'>What the head's own classifiers of single streams (or "
-                   "groups of them) say, top 1.</p>" + alone)  # fmt: skip
+                   "groups of them) say.</p>" + alone)  # fmt: skip
     broken = told.member.broken
     if broken:
         names = "; ".join(f"{row['id']}: {row['reason']}" for row in broken[:20])
@@ -115,18 +117,20 @@ def _alone(told: Told) -> str:
     found, whole = told.seen.alone, told.table
     if not found or whole is None:
         return ""
-    tasks = [task for task, labels in whole.labels.items() if labels.ndim == 1 and task in whole.scores]
+    tasks = [task for task in whole.labels if task in whole.scores]
+
+    def value(task: str, scores: np.ndarray) -> float:
+        labels = whole.labels[task]
+        if labels.ndim == 2:
+            return mean_average_precision(scores, labels, unlabelled_last=True)
+        return float((scores.argmax(-1) == labels).mean())
+
     rows = []
     for stream, of in found.items():
-        values = [
-            float(np.mean([of[task][i].argmax() == y for i, y in zip(whole.ids, whole.labels[task], strict=True)]))
-            if task in of
-            else float("nan")
-            for task in tasks
-        ]
-        rows.append([stream, *values])
-    rows.append(["fused", *(float((whole.scores[t].argmax(-1) == whole.labels[t]).mean()) for t in tasks)])
-    return table(["top 1, in %", *tasks], rows)
+        known = [np.stack([of[task][i] for i in whole.ids]) if task in of else None for task in tasks]
+        rows.append([stream, *(float("nan") if x is None else value(t, x) for t, x in zip(tasks, known, strict=True))])
+    rows.append(["fused", *(value(task, whole.scores[task]) for task in tasks)])
+    return table(["in %", *(f"{t}, {'mAP' if whole.labels[t].ndim == 2 else 'top 1'}" for t in tasks)], rows)
 
 
 def _curves(told: Told) -> str:
@@ -186,7 +190,9 @@ def _name(told: Told, task: str, number: int) -> str:
 
 
 def _per_class(told: Told) -> str:
-    out = []
+    out = [
+        class_table(told.table, task, partial(_name, told, task)) for task in several_tasks(told.table) if told.table
+    ]
     for task, whole in _single(told):
         labels, best = whole.labels[task], ranking(whole.scores[task], 5)
         rows = []
@@ -203,12 +209,16 @@ def _per_class(told: Told) -> str:
         head = [task, "segments", "recall, %", "in top 5, %", "precision, %", "most often taken for"]
         out.append(f"<div><h3>{escape(task)}</h3>{table(head, rows, sortable=True, scroll=True)}</div>")
     if not out:
-        return "<p>No task has one label a segment: see the results.</p>"
+        return "<p>No labels are known of this split.</p>"
     return f'<div class="row">{"".join(out)}</div>'
 
 
 def _confusion(told: Told) -> str:
-    out = []
+    out = [
+        mixed_up(told.table, task, partial(_name, told, task), MOST_CLASSES)
+        for task in several_tasks(told.table)
+        if told.table
+    ]
     for task, whole in _single(told):
         labels, best = whole.labels[task], whole.scores[task].argmax(-1)
         counts = np.bincount(np.concatenate([labels, best]), minlength=1)
@@ -231,8 +241,8 @@ def _confusion(told: Told) -> str:
         out.append(
             matrix(cells / total, names, names, title=title, tips=tips, row_label="truth", column_label="predicted")
         )
-    if not out:
-        return "<p>No task has one label a segment.</p>"
+    if not any(out):
+        return "<p>Nothing was taken for anything else.</p>"
     return f'<div class="row">{"".join(out)}</div>'
 
 
@@ -252,14 +262,13 @@ def _shares(told: Told) -> str:
         if axis is not None and whole is not None:
             of = task if task in whole.labels else told.task
             labels = whole.labels[of]
-            if labels.ndim != 1:
-                continue
+            held = labels.astype(bool) if labels.ndim == 2 else np.arange(labels.max() + 1) == labels[:, None]
             # the streams last; heads and steps are averaged
             shares = np.stack([np.moveaxis(by_id[i], axis, -1).reshape(-1, len(streams)).mean(0) for i in whole.ids])
-            counts = np.bincount(labels)
+            counts = held.sum(0)
             shown = np.argsort(-counts, kind="stable")[:SHARE_CLASSES]
             rows = [("all", np.nanmean(shares, 0).tolist())]
-            rows += [(_name(told, of, int(c)), np.nanmean(shares[labels == c], 0).tolist()) for c in shown if counts[c]]
+            rows += [(_name(told, of, int(c)), np.nanmean(shares[held[:, c]], 0).tolist()) for c in shown if counts[c]]
             title = f"{name.replace('_', ' ')}, by {of}"
             out.append(
                 share_bars(rows, streams, title=f"{title}, parts of the sum" if kind == "uncertainty" else title)
@@ -300,7 +309,7 @@ def _stream_axis(kind: str, values: np.ndarray, streams: int, of_a_task: bool) -
 # --- segments
 
 
-def _confidence(whole: ScoreTable, task: str, several: bool) -> np.ndarray:
+def _confidence(whole: ScoreTable, task: str) -> np.ndarray:
     """How much of the truth is told, float (N,): its probability; with many labels, how far they stand out."""
     scores, labels = whole.scores[task].astype(np.float64), whole.labels[task]
     if labels.ndim == 1:
@@ -315,16 +324,20 @@ def _clips(told: Told) -> str:
     whole, task = told.table, told.task
     if whole is None or task not in whole.scores:
         return "<p>No labels are known of this split.</p>"
-    confidence = _confidence(whole, task, whole.labels[task].ndim == 2)
+    confidence, what = _confidence(whole, task), f"the score of the true {task}"
+    if whole.labels[task].ndim == 2:
+        what = f"the mean score of the true classes of {task}, less the best of the others"
+    elif task in ("verb", "noun") and {"verb", "noun"} <= {each for each, _ in _single(told)}:
+        confidence, what = _confidence(whole, "verb") * _confidence(whole, "noun"), "the scores of verb times noun"
     order = np.argsort(-confidence, kind="stable")
+    if whole.labels[task].ndim == 2:
+        order = order[whole.labels[task][order].any(1)]
     show = min(told.show, len(order) // 2)
     segments = {segment.id: segment for segment in told.split.segments}
     out = []
     for heading, rows in (("Best", order[:show]), ("Worst", order[::-1][:show])):
         cards = [_card(told, segments[whole.ids[row]], whole, int(row), float(confidence[row])) for row in rows]
-        out.append(
-            f'<h3>{heading}, by the score of the true {escape(task)}</h3><div class="cards">{"".join(cards)}</div>'
-        )
+        out.append(f'<h3>{heading}, by {escape(what)}</h3><div class="cards">{"".join(cards)}</div>')
     if told.run.recipe.task.kind == "anticipation":
         out.append("<p class='dim'>The bar above the picture: blue while the model sees, grey in the time between, "
                    "orange once the action runs, which it has not seen.</p>")  # fmt: skip
@@ -337,13 +350,16 @@ def _card(told: Told, segment: Segment, whole: ScoreTable, row: int, confidence:
         if task not in whole.labels:
             continue
         labels = whole.labels[task][row]
-        truth = [int(labels)] if labels.ndim == 0 else np.flatnonzero(labels).tolist()
-        best = int(scores[row].argmax())
-        mark = "good" if best in truth else "bad"
-        names = ", ".join(_name(told, task, number) for number in truth)
-        said = _name(told, task, best)
-        told_as = "" if best in truth else f' &#8594; <b class="bad">{escape(said)}</b>'
-        words.append(f'{escape(task)}: <b class="{mark}">{escape(names)}</b>{told_as}')
+        if labels.ndim:
+            names = said_of(scores[row], labels, partial(_name, told, task))
+            marks = zip(("good", "dim", "bad"), ("", "missed ", "wrong "), names, strict=True)
+            parts = [f'{said}<b class="{mark}">{escape(", ".join(each))}</b>' for mark, said, each in marks if each]
+            words.append(f"{escape(task)}: {'; '.join(parts) or 'none'}")
+            continue
+        truth, best = int(labels), int(scores[row].argmax())
+        told_as = "" if best == truth else f' &#8594; <b class="bad">{escape(_name(told, task, best))}</b>'
+        mark = "good" if best == truth else "bad"
+        words.append(f'{escape(task)}: <b class="{mark}">{escape(_name(told, task, truth))}</b>{told_as}')
     span = f"{segment.video} [{segment.start_seconds:.2f}, {segment.stop_seconds:.2f}) s"
     words.append(f'<span class="dim">score {confidence:.2f} &#183; {escape(segment.id)}<br>{escape(span)}</span>')
     try:
@@ -411,8 +427,10 @@ def clip_of(split: Dataset, segment: Segment, seen: Observation, seconds: float 
 
 def _timelines(told: Told) -> str:
     whole, task = told.table, told.task
-    if whole is None or whole.labels.get(task) is None or whole.labels[task].ndim != 1:
+    single = [each for each, _ in _single(told)]
+    if whole is None or task not in single:
         return "<p>No task has one label a segment.</p>"
+    tasks = ["verb", "noun"] if task in ("verb", "noun") and {"verb", "noun"} <= set(single) else [task]
     rows = {name: row for row, name in enumerate(whole.ids)}
     videos: dict[str, list[Segment]] = {}
     for segment in told.split.segments:
@@ -424,8 +442,11 @@ def _timelines(told: Told) -> str:
     out = []
     for video in longest:
         segments = sorted(videos[video], key=lambda segment: segment.start_seconds)[:40]
-        out.append(_timeline(told, video, segments, whole, rows, task, observe, ahead))
-    words = f"The {escape(task)} of each segment and what was predicted of it; the same colour is the same class."
+        out.append(_timeline(told, video, segments, whole, rows, tasks, observe, ahead))
+    words = (
+        f"The {escape(' and the '.join(tasks))} of each segment and what was predicted of it; the same colour is the "
+        "same class."
+    )
     if ahead:
         words += (
             " Observed is what the model has seen before it says what comes; the dashed lines are where that ends, "
@@ -440,26 +461,31 @@ def _timeline(
     segments: Sequence[Segment],
     whole: ScoreTable,
     rows: Mapping[str, int],
-    task: str,
+    tasks: Sequence[str],
     observe,
     ahead: bool,
 ) -> str:
-    truth, predicted, observed, marks = [], [], [], []
+    observed, marks = [], []
+    came: dict[str, list] = {task: [] for task in tasks}
+    predicted: dict[str, list] = {task: [] for task in tasks}
     for segment in segments:
-        row = rows[segment.id]
-        label, best = int(whole.labels[task][row]), int(whole.scores[task][row].argmax())
-        name, said = _name(told, task, label), _name(told, task, best)
-        span = (segment.start_seconds, segment.stop_seconds)
+        row, span = rows[segment.id], (segment.start_seconds, segment.stop_seconds)
+        names = []
+        for task in tasks:
+            label, best = int(whole.labels[task][row]), int(whole.scores[task][row].argmax())
+            name, said = _name(told, task, label), _name(told, task, best)
+            names.append(name)
+            came[task].append((*span, class_colour(label), f"{name}, {span[0]:.2f} to {span[1]:.2f} s"))
+            right = "right" if best == label else f"wrong, it is {name}"
+            predicted[task].append((*span, class_colour(best), f"{said}: {right}"))
         seen = observe(*span)
-        truth.append((*span, class_colour(label), f"{name}, {span[0]:.2f} to {span[1]:.2f} s"))
-        right = "right" if best == label else f"wrong, it is {name}"
-        predicted.append((*span, class_colour(best), f"{said}: {right}"))
         start = max(0.0, seen.start_seconds)
         if seen.stop_seconds > start:
-            tip = f"seen before {name}: {start:.2f} to {seen.stop_seconds:.2f} s"
+            tip = f"seen before {' '.join(names)}: {start:.2f} to {seen.stop_seconds:.2f} s"
             observed.append((start, seen.stop_seconds, "#2563a855", tip))
             marks.append((seen.stop_seconds, f"{segment.id}: nothing at or after {seen.stop_seconds:.2f} s is seen"))
-    bands = [("came", truth), ("predicted", predicted)]
-    if ahead:
-        bands = [("observed", observed), *bands]
+    bands = [("observed", observed)] if ahead else []
+    for task in tasks:
+        own = f"{task} " if len(tasks) > 1 else ""
+        bands += [(f"{own}came", came[task]), (f"{own}predicted", predicted[task])]
     return timeline(bands, title=video, marks=marks if ahead else ())

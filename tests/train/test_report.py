@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import av
@@ -18,12 +19,14 @@ from videos import read_code
 
 from actionfuse.cli import main
 from actionfuse.fusion import Output
-from actionfuse.pipeline.datasets.contract import load_dataset
+from actionfuse.pipeline.datasets.contract import DATASETS, Dataset, load_dataset, register
 from actionfuse.pipeline.protocols import Anticipation, Recognition
 from actionfuse.train.batches import Batch
 from actionfuse.train.charts import line_chart, matrix, share_bars, ticks, timeline
 from actionfuse.train.engine import Trainer
+from actionfuse.train.many_labels import class_table, mixed_up, said_of, told_classes
 from actionfuse.train.report import Looked
+from actionfuse.train.scores import ScoreTable
 from actionfuse.train.sections import clip_of
 
 SECTIONS = ["results", "curves", "classes", "confusion", "shares", "clips", "timeline", "recipe"]
@@ -115,6 +118,84 @@ def test_shares_of_the_head_and_segments_without_video(tmp_path):
         assert page.sections["clips"].count("no video to show") == 2
         if head == "mimo":
             assert "rgb" in page.sections["shares"] and "w, flow: 0." in page.sections["shares"]
+
+
+if "toy_homes" not in DATASETS:
+
+    @register("toy_homes", splits=("train", "test"), paper="", source="", licence="", layout="")
+    def read_toy_homes(root, split: str, *, parts: bool = False) -> Dataset:
+        """toy_videos with several labels a segment, or with `parts` an action made of verb and noun."""
+        plain = load_dataset("toy_videos", root, split)
+        if parts:
+            names = tuple(f"{verb} {noun}" for verb in plain.classes["verb"] for noun in plain.classes["noun"])
+            owners = {"verb": tuple(n // 3 for n in range(6)), "noun": tuple(n % 3 for n in range(6))}
+            segments = [
+                replace(s, labels={**s.labels, "action": s.labels["verb"] * 3 + s.labels["noun"]})  # pyright: ignore
+                for s in plain.segments
+            ]
+            return replace(
+                plain, segments=tuple(segments), classes={**plain.classes, "action": names}, parts={"action": owners}
+            )
+        labels = ((0, 2), (1,), (0, 1, 3), ())
+        segments = [
+            replace(s, labels={"action": labels[n % 4]} if labels[n % 4] else {}) for n, s in enumerate(plain.segments)
+        ]
+        return replace(plain, segments=tuple(segments), classes={"action": ("hold", "sit", "eat <x>", "read")})
+
+
+def test_several_labels_a_segment(videos, tmp_path):
+    """Charades: average precision of each class, what is told where something was missed, clips with their classes."""
+    head = {"name": "mmixer", "options": {"width": 8, "content": "self"}}
+    recipe = video_recipe(videos, data__dataset="toy_homes", loss={"kind": "bce"}, head=head, run__monitor="action/mAP")
+    results = Trainer(recipe, tmp_path, quiet=True).run()
+    page = page_of(tmp_path, "--show", "2")
+    assert list(page.sections) == SECTIONS
+    classes = page.sections["classes"]
+    assert f"mAP {100 * results['action/mAP']:.1f} % over 4 classes" in classes and "eat <x>" in classes
+    assert "AP by chance" in classes and "mAP" in page.sections["results"]
+    # the unimodal classifier of the only stream is scored as the whole is, by mAP
+    assert re.search(r"action, mAP\s*rgb", page.sections["results"])
+    assert "told instead, % of the missed" in page.sections["confusion"]
+    clips = page.sections["clips"]
+    # of four segments one has no label: it is neither best nor worst
+    assert "test-2-3" not in clips and "test-2-" in clips and len([t for t, _ in page.tags if t == "video"]) == 2
+    assert "less the best of the others" in clips and ("missed" in clips or "wrong" in clips)
+    assert "No task has one label a segment" in page.sections["timeline"]
+
+
+def test_average_precisions_and_mix_ups_by_hand():
+    scores = np.array([[0.9, 0.1, 0.3], [0.4, 0.8, 0.2], [0.7, 0.6, 0.9], [0.95, 0.2, 0.8]])
+    labels = np.array([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    whole = ScoreTable(("a", "b", "c", "d"), {"x": scores}, {"x": labels.astype(bool)}, np.zeros(4, bool))
+    text = re.sub(r"<[^>]+>", " ", class_table(whole, "x", lambda n: f"class{n}"))
+    # the last one has no label and ranks behind all: class 0 then is perfect, class 2 is found second
+    found = {name: float(value) for name, value in re.findall(r"(class\d)\s+\d\s+([\d.]+)", text)}
+    assert found == {"class0": 100.0, "class1": 100.0, "class2": 50.0}
+    assert told_classes(scores, labels).tolist() == [
+        [True, False, True], [False, True, False], [True, False, True], [False, False, False]
+    ]  # fmt: skip
+    assert said_of(scores[2], labels[2], str) == (["0"], ["1"], ["2"])
+    together = matrix_of(mixed_up(whole, "x", str, 5))
+    assert together == ["2 told where 1 was missed: 1 of 1"]
+
+
+def matrix_of(text):
+    return re.findall(r"\w+ told where \w+ was missed: \d+ of \d+", text)
+
+
+def test_verbs_and_nouns_of_actions_that_no_classifier_tells(videos, tmp_path):
+    """Labels of actions are there for factorised scores; clips and time lines go by verb and noun."""
+    recipe = video_recipe(
+        videos, data__dataset="toy_homes", data__options={"parts": True}, data__tasks=["verb", "noun"],
+        run__monitor="action_factorised/top1_accuracy",
+    )  # fmt: skip
+    Trainer(recipe, tmp_path, quiet=True).run()
+    page = page_of(tmp_path)
+    assert "action_factorised" in page.sections["results"]
+    assert "by the scores of verb times noun" in page.sections["clips"]
+    assert {"verb came", "verb predicted", "noun came", "noun predicted"} <= set(
+        re.findall(r"(?:verb|noun) (?:came|predicted)", page.sections["timeline"])
+    )
 
 
 def test_clips_show_what_is_seen_and_what_comes(videos):
