@@ -189,7 +189,8 @@ class Augment:
 class Optim:
     """batch: segments per optimiser step over all processes and accumulation; it does not change with their number.
 
-    lr: for `lr_batch` segments a step; used is lr * batch / lr_batch (linear rule). lr_batch None: lr as it is.
+    lr: for `lr_batch` segments a step; used is lr * batch / lr_batch (the linear rule of Goyal et al., 2017). lr_batch
+        None: lr as it is, whatever the batch: Adam's are not scaled (M-Mixer's has one rate for 8 and for 32).
     schedule: "constant", "cosine" to `min_lr`, or "step": times `gamma` at each of `milestones` (epochs).
     warmup_epochs: linear from 0. clip_norm: of the gradient, 0 = none. ema: decay of the averaged weights, 0 = none.
     no_decay_norms: no weight decay on norms and biases. label_smoothing: for all tasks, or task -> amount.

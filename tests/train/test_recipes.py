@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from actionfuse.train.build import build_dataset, build_model, init_from, load_s
 from actionfuse.train.engine import Trainer
 from actionfuse.train.log import read_metrics
 from actionfuse.train.model import load_model, save_model
+from actionfuse.train.optim import scaled_lr
 from actionfuse.train.recipe import list_recipes, load_recipe
 
 KITCHEN = [name for name in list_recipes() if name.startswith("kitchen_")]
@@ -71,6 +73,14 @@ def test_what_a_recipe_names_is_there_and_its_model_can_be_built(name):
     assert set(recipe.data.options) <= set(options_of(recipe.data.dataset))
     if not name.startswith("kitchen_"):
         assert all(0 < value < 1 for value in recipe.about.expected.values())
+        assert recipe.about.hardware and recipe.about.paper
+        # the paper's rate is the one that is used; with another batch it follows by the linear rule
+        optim = recipe.optim
+        assert (optim.lr_batch is not None) == (optim.name == "sgd" or name == "mimo_epic_kitchens_100")
+        used = scaled_lr(optim)
+        assert used == pytest.approx(optim.lr if optim.lr_batch in (None, optim.batch) else 2.5e-4)
+        half = scaled_lr(replace(optim, batch=optim.batch // 2))
+        assert half == pytest.approx(used if optim.lr_batch is None else used / 2)
     # Shapes alone: no weights are read and no memory is taken.
     own = [f"streams.{stream}.weights=random" for stream, each in recipe.streams.items() if each.backbone]
     with torch.device("meta"):
