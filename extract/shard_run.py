@@ -218,28 +218,34 @@ def make_plan(
 
 
 def my_shards(
-    plan: ShardPlan, chosen: list[int] | None = None, parts: int | None = None
+    plan: ShardPlan, chosen: list[int] | None = None, parts: int | None = None, *, help_others: bool = False
 ) -> tuple[list[Shard], list[Shard]]:
-    """(shards that this process is to run, others with which it helps after), by --shard or by what started it."""
+    """(shards that this process is to run, others with which it helps after), by --shard or by what started it.
+
+    help_others: also in arrays and Jobs, as ranks of torchrun always do, which end together.
+    """
     by_number = {shard.number: shard for shard in plan.shards}
     if chosen is not None:
         return [by_number[number] for number in chosen if number in by_number], []  # a shard may have got no video
     environment = os.environ
     if "SLURM_ARRAY_TASK_ID" in environment:
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        part, of = int(environment["SLURM_ARRAY_TASK_ID"]) - first, int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
-        of = parts or of
-        return plan.shards[part % of :: of], []
-    if "JOB_COMPLETION_INDEX" in environment:
-        number = int(environment["JOB_COMPLETION_INDEX"])
-        if parts:
-            return plan.shards[number % parts :: parts], []
-        return ([by_number[number]] if number in by_number else []), []
-    rank, world = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
-    # A rank that died leaves nothing undone. Each helps in an order of its own, or they would all do the same shard.
-    others = [shard for place, shard in enumerate(plan.shards) if place % world != rank]
-    others.sort(key=lambda shard: hashlib.blake2b(f"{rank} {shard.id}".encode(), digest_size=8).digest())
-    return plan.shards[rank::world], others
+        part = int(environment["SLURM_ARRAY_TASK_ID"]) - int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        of = parts or int(environment.get("SLURM_ARRAY_TASK_COUNT", "1"))
+    elif "JOB_COMPLETION_INDEX" in environment:
+        part, of = int(environment["JOB_COMPLETION_INDEX"]), parts
+    else:
+        part, of, help_others = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")), True
+    if of is None:
+        own = [by_number[part]] if part in by_number else []
+    else:
+        own = plan.shards[part % of :: of]
+    if not help_others:
+        return own, []
+    mine = {shard.number for shard in own}
+    others = [shard for shard in plan.shards if shard.number not in mine]
+    # each in an order of its own: in the same they would all do the same shard
+    others.sort(key=lambda shard: hashlib.blake2b(f"{part} {shard.id}".encode(), digest_size=8).digest())
+    return own, others
 
 
 def run_shards(

@@ -6,7 +6,8 @@
 
 OUT is a folder that all machines share, or a URL (s3://bucket/prefix). `run` takes those of SLURM_ARRAY_TASK_ID (an
 array of any size does all), JOB_COMPLETION_INDEX (Kubernetes; one shard, or with --parts N every N-th), or RANK and
-WORLD_SIZE (torchrun); without these all that are not done, or those of --shard.
+WORLD_SIZE (torchrun); without these all that are not done, or those of --shard. Ranks of torchrun, and with
+--help-others all, go on with what is left of the others' shards.
 
 Exit codes: 0 done (verify: every video exactly once), 1 some inputs failed (verify: the problems are printed, one json
 line each), 2 wrong call, 130 and 143 interrupted: the same call goes on.
@@ -30,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("out", metavar="OUT", help="where the plan is")
     run.add_argument("--shard", type=int, action="append", metavar="K", help="this one, from 0; repeatable")
     run.add_argument("--parts", type=int, metavar="N", help="number of processes that the shards are divided among")
+    run.add_argument(
+        "--help-others", action="store_true", help="arrays, Jobs: when the own shards are done, go on with others'"
+    )
     run.add_argument("--retry-failed", action="store_true", help="try inputs again that failed before")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     run.add_argument("--workers", type=int, metavar="N", help="decode processes (default: one per core, at most 16)")
@@ -55,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     if args.parts is not None and args.parts < 1:
         raise ValueError(f"--parts is {args.parts}; it must be at least 1")
     plan = read_plan(objects)
-    own, others = shard_run.my_shards(plan, args.shard, args.parts)
+    own, others = shard_run.my_shards(plan, args.shard, args.parts, help_others=args.help_others)
     return shard_run.run_shards(objects, plan, own, others, args, retry_failed=args.retry_failed)
 
 

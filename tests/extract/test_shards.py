@@ -235,6 +235,11 @@ def test_ranks_help_in_orders_of_their_own(tmp_path, monkeypatch):
     # the shards of rank 2, as both others come to them
     first, second = ([number for number in order if number in {*orders[0]} & {*orders[1]}] for order in orders[:2])
     assert sorted(first) == sorted(second) and first != second
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "10")
+    assert my_shards(plan)[1] == []
+    own, others = my_shards(plan, help_others=True)
+    assert len(own) == 10 and sorted(shard.number for shard in own + others) == list(range(100))
 
 
 def test_a_cluster_without_room_is_refused():
