@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+from actionfuse._files import write_atomically
 
 from .contract import Backbone, InputSpec, Stream, create_backbone
 
@@ -53,18 +53,7 @@ def save_backbone(backbone: Backbone, path: str | Path) -> None:
     # Copies: safetensors takes neither channels-last memory nor two names for one tensor.
     state = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in backbone.state_dict().items()}
     content = save(state, metadata={_KEY: json.dumps(header), "format": "pt"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, content)
 
 
 def load_backbone(path: str | Path) -> Backbone:

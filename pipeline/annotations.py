@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
-from .store_formats import put_in_place
+from actionfuse._files import replacing as replacing
 
 OWN_COLUMNS = ("path", "start_seconds", "stop_seconds", "id")
 
@@ -106,20 +103,6 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
                     yield rows.line_num, cells
         except (UnicodeDecodeError, csv.Error) as problem:
             raise ValueError(f"{path}:{rows.line_num + 1}: not a UTF-8 csv file: {problem}") from None
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write; it takes the place of `path` at the end, whole and flushed, or not at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            yield file
-        put_in_place(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_segments(path: str | Path, label_columns: Sequence[str] | None = None) -> list[Segment]:

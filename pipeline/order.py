@@ -63,9 +63,13 @@ class EpochSampler:
             raise ValueError(f"epoch is {epoch}, start_index {start_index} of {self.num_samples} samples")
         self.epoch, self.start_index = epoch, start_index
 
+    def order(self) -> np.ndarray:
+        """The samples of the epoch, of all processes, in order, int64 (num_samples,)."""
+        return epoch_order(self.num_samples, self.seed, self.epoch, self.shuffle)
+
     def indices(self) -> np.ndarray:
         """The samples of this process, in order, int64."""
-        order = epoch_order(self.num_samples, self.seed, self.epoch, self.shuffle)[self.start_index :]
+        order = self.order()[self.start_index :]
         if self.uneven == "drop":
             order = order[: len(order) // self.world_size * self.world_size]
         return order[self.rank :: self.world_size]

@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from actionfuse._files import flush as flush
+from actionfuse._files import put_in_place as put_in_place
+
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks there, so one process per store
@@ -84,23 +87,6 @@ def locked(path: Path) -> Iterator[None]:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def put_in_place(source: Path, target: Path) -> None:
-    """Flush `source` to the disk and rename it to `target`, so that `target` is whole at every moment."""
-    flush(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(source, target)
-    if os.name != "nt":  # a folder cannot be opened there
-        flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def crc32_of(file: BinaryIO, start: int, stop: int) -> int:

@@ -37,16 +37,13 @@ class TrainSampler(EpochSampler):
         self.repeats, self.probabilities = repeats, probabilities
         super().__init__(num_samples * repeats, **options)
 
-    def indices(self) -> np.ndarray:
+    def order(self) -> np.ndarray:
         single = self.num_samples // self.repeats
         if self.probabilities is None:
             order = epoch_order(single, self.seed, self.epoch, self.shuffle)
         else:
             order = draw(self.seed, self.epoch, 0, _BALANCED).choice(single, single, p=self.probabilities)
-        order = np.repeat(order, self.repeats)[self.start_index :]
-        if self.uneven == "drop":
-            order = order[: len(order) // self.world_size * self.world_size]
-        return order[self.rank :: self.world_size]
+        return np.repeat(order, self.repeats)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A repeated segment is drawn for an epoch of its own: (seed, epoch, index) is all that its draws depend on.

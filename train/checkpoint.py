@@ -25,8 +25,9 @@ from typing import Any
 
 import torch
 
-from ..pipeline.store_files import flush
-from .model import CONFIG, WEIGHTS, write_atomically
+from actionfuse._files import flush, write_atomically
+
+from .model import CONFIG, WEIGHTS
 
 TRAINING, MANIFEST = "training.pt", "manifest.json"
 

@@ -29,12 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from actionfuse._files import write_atomically
+from actionfuse.heartbeat import beat
+
 from . import checkpoint
 from .batches import Batch, TrainSampler, balanced_probabilities, erase, mix, step_seed, to_device
 from .build import build_dataset, build_model, load_split, test_tasks
 from .log import RunLog
 from .losses import class_weights_of, total_loss
-from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of, write_atomically
+from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of
 from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
 from .results import evaluate
@@ -75,9 +78,9 @@ class Step(nn.Module):
             self.recipe.loss,
             smoothing=self.recipe.optim.label_smoothing,
             auxiliary_weights=self.model.head.auxiliary_weights,
+            main_weight=self.model.head.main_weight,
             class_weights=weights,
             past=past,
-            main_weight=self.model.head.main_weight,
         )
         return {"loss": loss, "parts": parts}
 
@@ -429,6 +432,7 @@ class Trainer:
         return found
 
     def _tick(self, _segments: int) -> None:
+        beat()
         # Several processes finish the test: they would have to agree after each batch.
         if self._stop and self.world == 1:
             raise _TestStopped

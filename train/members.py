@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from actionfuse._files import write_atomically
+
 from ..fusion import score_ensemble
 from ..pipeline.datasets.contract import Dataset
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
 from .build import build_dataset, load_split, test_tasks
-from .model import write_atomically
 from .results import Result, evaluate
 from .runs import Ticker, TrainedRun
 from .scores import ScoreTable

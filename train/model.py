@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from actionfuse._files import write_atomically
 
 from ..backbones import Backbone, InputSpec, create_backbone
 from ..fusion import FusionHead, Instances, Output, State, create_head
@@ -255,18 +255,3 @@ def find_model(path: Path) -> Path:
     raise ValueError(
         f"{path} holds no model: there is no {WEIGHTS} with a {CONFIG} in it, its best/ or its checkpoints/"
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is there whole, on disk, or as it was."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
