@@ -1,70 +1,150 @@
-"""Metadata paths of sharded extraction with millions of entries: time and memory to plan, to resume and to verify.
+"""Metadata of sharded extraction with millions of videos: time and memory to plan, to resume and to verify.
 
-    python benchmarks/bench_scale.py --videos 10000000 --shards 10000
+    python benchmarks/bench_scale.py                        10 million videos in 40 000 shards: about 10 minutes, 6 GB
+    python benchmarks/bench_scale.py --videos 200000 --shards 800
 
-Runs no model: the manifests are made up. Outputs are not looked at one by one, which takes a request each on a store;
-what that costs is measured apart, on --outputs files. Prints one json object.
+Every step is a process of its own on the files of the real ones, so its memory is its own: the input is a list of URLs,
+manifests are written as shards write them. What is made up: the features (no model runs), and the listing of the
+outputs, which the last step gets from memory instead of from a store. What a store's requests take is therefore counted
+and not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from actionfuse.extract.objects import open_objects
-from actionfuse.extract.shards import is_done, manifest_bytes, plan_shards, read_plan, read_shard, verify_shard
-from actionfuse.pipeline.inputs import VideoInput
+from _common import run_measured, save, table
+
+from actionfuse.extract.objects import FolderObjects
+from actionfuse.extract.shards import (
+    DONE,
+    VIDEOS,
+    Inventory,
+    Shard,
+    done_shards,
+    manifest_bytes,
+    plan_shards,
+    read_plan,
+    read_shard,
+    verify_shard,
+)
+from actionfuse.pipeline.inputs import listed_inputs
+
+LOST = 3  # outputs that the listing leaves out
+PAGE = 1000  # names in an answer of S3
 
 
-def inputs(count: int) -> Iterator[tuple[VideoInput, str]]:
-    for i in range(count):
-        key = f"{i % 1000:03d}/{i:08d}.mp4"
-        yield VideoInput(f"s3://videos/{key}", key), f"{i:016x}"
+def key_of(number: int) -> str:
+    return f"{number % 1000:03d}/{number:08d}.mp4"
+
+
+def output_of(key: str) -> str:
+    return f"tsn-tf_efficientnet_lite0-rgb/{key}.npz"
+
+
+class Listed(FolderObjects):
+    """A folder whose outputs are only listed: all but LOST of them."""
+
+    def __init__(self, folder: Path, videos: int) -> None:
+        super().__init__(folder)
+        self._videos = videos
+
+    def listing(self, folder: str) -> Iterator[tuple[str, int]]:
+        return ((output_of(key_of(i)), 5000 + i % 5000) for i in range(LOST, self._videos))
+
+
+def write_list(folder: Path, args: argparse.Namespace) -> None:
+    with open(folder / "videos.txt", "w") as file:
+        file.writelines(f"s3://videos/{key_of(i)}\n" for i in range(args.videos))
+
+
+def plan(folder: Path, args: argparse.Namespace) -> None:
+    with listed_inputs(folder / "videos.txt") as videos:
+        found = plan_shards(videos, {"fps": 4}, args.shards, FolderObjects(folder / "out"))
+    assert found.videos == args.videos
+
+
+def publish(folder: Path, args: argparse.Namespace) -> None:
+    objects = FolderObjects(folder / "out")
+    for shard in read_plan(objects).shards:
+        objects.put_new(shard.manifest, manifest_bytes(shard, _rows(objects, shard)))
+
+
+def _rows(objects: FolderObjects, shard: Shard) -> Iterator[dict]:
+    for video in read_shard(objects, shard):
+        size = 5000 + int(video.key[4:12]) % 5000
+        yield {"key": video.key, "outputs": {output_of(video.key): [size, f"{size:08x}"]}}
+
+
+def start(folder: Path, args: argparse.Namespace) -> None:
+    objects = FolderObjects(folder / "out")
+    found = read_plan(objects)
+    assert len(done_shards(objects, found)) == len(found.shards)
+    assert read_shard(objects, found.shards[-1])
+
+
+def verify(folder: Path, args: argparse.Namespace) -> None:
+    objects = Listed(folder / "out", args.videos)
+    inventory = Inventory(objects)
+    found = [p for shard in read_plan(objects).shards for p in verify_shard(objects, shard, inventory=inventory)]
+    assert sorted(problem.key for problem in found) == sorted(key_of(i) for i in range(LOST))
+
+
+STEPS: dict[str, tuple[str, Callable[[Path, argparse.Namespace], None]]] = {
+    "write_list": ("(write the list of inputs)", write_list),
+    "plan": ("plan: read the list, sort, hash, write", plan),
+    "publish": ("read every shard and write its manifest, one process", publish),
+    "start": ("start or resume one worker: read the plan, list what is done, read a shard", start),
+    "verify": ("verify: list outputs, read all manifests", verify),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=10_000_000)
-    parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--outputs", type=int, default=10_000)
+    parser.add_argument("--shards", type=int, default=40_000)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    said: dict[str, float] = {"videos": args.videos, "shards": args.shards}
-
-    @contextmanager
-    def measured(name: str) -> Iterator[None]:
-        since = time.perf_counter()
-        yield
-        said[f"{name}_seconds"] = round(time.perf_counter() - since, 2)
-        said[f"{name}_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-    with tempfile.TemporaryDirectory() as folder:
-        objects = open_objects(folder)
-        with measured("plan"):
-            plan = plan_shards(inputs(args.videos), {"fps": 4}, args.shards, objects)
-        said["list_mib"] = Path(folder, "shards/videos.jsonl").stat().st_size >> 20
-        said["plan_kib"] = Path(folder, "shards/plan.json").stat().st_size >> 10
-        with measured("read_plan_and_one_shard"):
-            read_shard(objects, read_plan(objects).shards[-1])
-        with measured("manifests"):
-            for shard in plan.shards:
-                rows = ({"key": video.key, "stage": "x", "error": "x"} for video in read_shard(objects, shard))
-                objects.put_new(shard.manifest, manifest_bytes(shard, rows))
-        with measured("resume"):
-            assert all(is_done(objects, shard) for shard in plan.shards)
-        with measured("verify"):
-            found = sum(1 for shard in plan.shards for _ in verify_shard(objects, shard))
-        assert found == args.videos
-        for i in range(args.outputs):
-            Path(folder, f"{i}.npz").write_bytes(b"x")
-        with measured("look_at_outputs"):
-            assert all(objects.size(f"{i}.npz") == 1 for i in range(args.outputs))
-    print(json.dumps(said))
+    if args.step:
+        began = time.perf_counter()
+        STEPS[args.step][1](args.folder, args)
+        print(json.dumps(time.perf_counter() - began))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="actionfuse-scale-") as name:
+        folder = Path(name)
+        for step, (words, _) in STEPS.items():
+            command = [sys.executable, __file__, "--videos", str(args.videos), "--shards", str(args.shards)]
+            cost = run_measured([*command, "--step", step, "--folder", name], env={**os.environ, "TMPDIR": name})
+            seconds = json.loads(cost.output.splitlines()[-1])
+            rows.append((words, f"{seconds:.1f}", f"{cost.cpu_seconds:.1f}", f"{cost.peak_mb:.0f}"))
+            print(*rows[-1], flush=True)
+        sizes = {
+            "list of inputs": folder / "videos.txt",
+            VIDEOS: folder / "out" / VIDEOS,
+            "shards/plan.json": folder / "out" / "shards" / "plan.json",
+        }
+        manifests = sum(entry.stat().st_size for entry in os.scandir(folder / "out" / DONE))
+        lines = [f"- {what}: {path.stat().st_size / 1e6:.1f} MB" for what, path in sizes.items()]
+        lines.append(f"- {DONE}: {manifests / 1e6:.1f} MB in {args.shards} objects")
+    requests = [
+        ("plan, of a listed prefix", -(-args.videos // PAGE), "LIST"),
+        ("start of a worker", f"{-(-args.shards // PAGE)} LIST, 1", "GET"),
+        ("a shard", 1, f"ranged GET of about {args.videos / args.shards:.0f} lines, 1 HEAD and 1 PUT of its manifest"),
+        ("verify", f"{-(-args.videos // PAGE)} LIST, {2 * args.shards}", "GET"),
+    ]
+    body = table(["step", "seconds", "CPU seconds", "peak MB"], rows)
+    asked = table(["on S3", "requests"], [(what, f"{count} {kind}") for what, count, kind in requests])
+    title = f"Metadata of {args.videos:,} videos in {args.shards:,} shards".replace(",", " ")
+    save("scale", title, f"{body}\n\n{chr(10).join(lines)}\n\n{asked}")
 
 
 if __name__ == "__main__":

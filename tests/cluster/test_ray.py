@@ -12,12 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from daemons import Daemons, answers, call, free_port, wait_until
+from daemons import Daemons, call, free_port, wait_until
 from videos import write_counting_video
 
-MODEL = ("--weights", "random", "--side", "64", "--crop", "64", "--fps", "8", "--clip-frames", "1", "--device", "cpu")
+MODEL = ("--weights", "random", "--side", "64", "--crop", "64", "--fps", "25", "--clip-frames", "1", "--device", "cpu")
 PROGRAM = [sys.executable, "-m", "actionfuse.cli"]
-VIDEOS = 24
+VIDEOS, SHARDS = 24, 6
 
 
 @pytest.fixture(scope="module")
@@ -43,40 +43,40 @@ def outputs(out: Path) -> dict[str, bytes]:
 
 
 class Cluster:
-    def __init__(self, daemons: Daemons, folder: Path) -> None:
-        self.daemons, self.folder = daemons, folder
-        self.port = free_port()
+    """Raylets of one cluster, all on this machine. node: the one beside the head."""
+
+    node: subprocess.Popen
+
+    def __init__(self, daemons: Daemons) -> None:
+        self.daemons, self.port, self.count = daemons, free_port(), 0
         self.env = {"RAY_ADDRESS": f"127.0.0.1:{self.port}", "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_DASHBOARD": "1"}
-        self.count = 0
 
     def start(self, *words: str, cpus: int) -> subprocess.Popen:
         self.count += 1
+        name = f"ray{self.count}"
         ray = Path(sys.executable).with_name("ray")
         command = [ray, "start", *words, "--block", f"--num-cpus={cpus}", "--object-store-memory=100000000",
                    "--disable-usage-stats"]  # fmt: skip
-        nodes = self.alive() if self.count > 1 else 0
-        ready = (lambda: self.alive() > nodes) if self.count > 1 else (lambda: answers(self.port))
-        return self.daemons.start(f"ray{self.count}", command, ready, within_seconds=90, env=self.env)
+        log = self.daemons.folder / f"{name}.log"
+        return self.daemons.start(
+            name, command, lambda: "Ray runtime started" in log.read_text(), within_seconds=90, env=self.env
+        )
 
-    def alive(self) -> int:
-        return int(self.ask("sum(node['Alive'] for node in ray.nodes())"))
-
-    def ask(self, question: str) -> str:
-        code = f"import ray; ray.init(logging_level='ERROR', log_to_driver=False); print('=', {question})"
-        said = call([sys.executable, "-c", code], env=self.env, within_seconds=60)
-        return said.rpartition("= ")[2].strip()
+    def raylets(self) -> list[int]:
+        port = f":{self.port}".encode()
+        return [
+            pid
+            for pid, words in processes()
+            if words[0].endswith(b"/raylet")
+            and any(word.startswith(b"--gcs-address=") and word.endswith(port) for word in words)
+        ]
 
     def actors(self, name: str) -> list[int]:
         """Processes of the living actors of a class; Ray writes it into their command line."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):  # ended while we looked
-                if path.read_bytes().startswith(b"ray::" + name.encode()):
-                    found.append(int(path.parent.name))
-        return found
+        return [pid for pid, words in processes() if words[0].startswith(b"ray::" + name.encode())]
 
     def extract(self, videos: Path, out: Path) -> subprocess.Popen:
-        words = [*PROGRAM, "extract", videos, "--out", out, *MODEL, "--engine", "ray", "--shard-videos", "4"]
+        words = [*PROGRAM, "extract", videos, "--out", out, *MODEL, "--engine", "ray", "--shard-videos", "5"]
         return subprocess.Popen(
             [str(word) for word in [*words, "--models", "1", "--decoders", "2"]],
             env={**os.environ, **self.env},
@@ -87,10 +87,17 @@ class Cluster:
         )
 
 
+def processes() -> Iterator[tuple[int, list[bytes]]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # ended while we looked
+            yield int(path.parent.name), path.read_bytes().rstrip(b"\0").split(b"\0")
+
+
 @pytest.fixture(scope="module")
-def cluster(daemons: Daemons, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(daemons, tmp_path_factory.mktemp("ray"))
+def cluster(daemons: Daemons) -> Iterator[Cluster]:
+    cluster = Cluster(daemons)
     cluster.start("--head", f"--port={cluster.port}", "--include-dashboard=false", cpus=2)
+    cluster.node = cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
     yield cluster
 
 
@@ -112,18 +119,6 @@ def assert_whole(out: Path, local: dict[str, bytes], said: str) -> None:
     assert [(problem["kind"], problem["key"]) for problem in problems] == [("failed", "bad.mp4")]
 
 
-def test_a_decode_actor_and_a_model_actor_are_killed(cluster, videos, local, tmp_path):
-    cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
-    out = tmp_path / "out"
-    process = cluster.extract(videos, out)
-    wait_until(lambda: outputs(out), "first outputs", within_seconds=120)
-    for name in ("_Decoder", "_Model"):
-        actors = cluster.actors(name)
-        assert actors, f"no process of {name}"
-        os.kill(actors[0], signal.SIGKILL)
-    assert_whole(out, local, finish(process))
-
-
 def test_the_driver_is_killed_and_started_again(cluster, videos, local, tmp_path):
     out = tmp_path / "out"
     process = cluster.extract(videos, out)
@@ -131,16 +126,26 @@ def test_the_driver_is_killed_and_started_again(cluster, videos, local, tmp_path
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = {path: path.stat().st_mtime_ns for path in (out / "shards" / "done").glob("*.jsonl")}
+    assert len(before) < SHARDS
     assert_whole(out, local, finish(cluster.extract(videos, out)))
     assert {path: path.stat().st_mtime_ns for path in before} == before  # not done again
 
 
-def test_a_raylet_is_killed(cluster, videos, local, tmp_path):
-    lost = cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
+def test_actors_and_a_raylet_are_killed(cluster, videos, local, tmp_path):
+    assert len(cluster.raylets()) == 2
     out = tmp_path / "out"
     process = cluster.extract(videos, out)
-    wait_until(lambda: outputs(out), "first outputs", within_seconds=120)
-    cluster.daemons.kill(lost)
+    for name in ("_Decoder", "_Model"):
+        had = len(outputs(out))
+        wait_until(lambda had=had: len(outputs(out)) > had, "outputs", within_seconds=120)
+        actors = cluster.actors(name)
+        assert actors, f"no process of {name}"
+        os.kill(actors[0], signal.SIGKILL)
+    had = len(outputs(out))
+    wait_until(lambda: len(outputs(out)) > had, "outputs after the actors were killed", within_seconds=120)
+    assert process.poll() is None and done(out) < SHARDS
+    cluster.daemons.kill(cluster.node)
+    wait_until(lambda: len(cluster.raylets()) == 1, "the raylet ends with its machine", within_seconds=10)
     assert_whole(out, local, finish(process))
 
 
