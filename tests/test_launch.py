@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actionfuse import heartbeat
-from actionfuse.launch import World, command_of, first_host, make_parser, marker_of, run, world_of
+from actionfuse.launch import World, command_of, first_host, make_parser, run, world_of
 
 SLURM = {"SLURM_NODEID": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[07-09,12],head", "SLURM_JOB_ID": "5"}
 KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "PET_NNODES": "2", "PET_MASTER_ADDR": "job-0.job"}
@@ -59,19 +59,20 @@ def test_commands():
     assert command_of(["doctor"], World("2", 2, 0, "a"), 0, 60)[1:] == ["-m", "actionfuse.cli", "doctor"]
 
 
-def test_only_a_marker_makes_a_failure_a_preemption(tmp_path):
-    fails = [sys.executable, "-c", "raise SystemExit(1)"]
-    marker = marker_of(["train", "r", "--out", str(tmp_path)])
-    assert marker == marker_of(["train", f"--out={tmp_path}"]) and run(fails, marker) == 1
-    marker.touch()
-    assert run(fails, marker) == 75 and run([sys.executable, "-c", ""], marker) == 0
+SAVES = "import os,pathlib,sys; pathlib.Path(os.environ['ACTIONFUSE_PREEMPTED']).touch(); sys.exit(%d)"
+
+
+def test_only_a_process_that_tells_it_saved_makes_a_failure_a_preemption():
+    assert run([sys.executable, "-c", SAVES % 1]) == 75 and run([sys.executable, "-c", SAVES % 0]) == 0
+    assert run([sys.executable, "-c", "raise SystemExit(1)"]) == 1  # the file of the call before is not its own
+    assert run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
 
 
 def test_sigterm_is_handed_on(tmp_path):
-    child = "import pathlib,signal,sys,time\nsignal.signal(15,lambda *_:(pathlib.Path(sys.argv[1],'preempted').touch(),"
-    child += "sys.exit(1)))\npathlib.Path(sys.argv[1],'up').touch()\ntime.sleep(60)"
-    code = "import sys; from pathlib import Path; from actionfuse.launch import run\n"
-    code += "sys.exit(run([sys.executable, '-c', sys.argv[1], sys.argv[2]], Path(sys.argv[2], 'preempted')))"
+    child = "import os,pathlib,signal,sys,time\n"
+    child += "signal.signal(15,lambda *_:(pathlib.Path(os.environ['ACTIONFUSE_PREEMPTED']).touch(),sys.exit(1)))\n"
+    child += "pathlib.Path(sys.argv[1],'up').touch()\ntime.sleep(60)"
+    code = "import sys; from actionfuse.launch import run\nsys.exit(run([sys.executable, '-c', *sys.argv[1:]]))"
     process = subprocess.Popen([sys.executable, "-c", code, child, str(tmp_path)])
     try:
         while not (tmp_path / "up").exists():
@@ -102,4 +103,4 @@ def test_the_locks_differ_in_torch_and_cuda_only():
     ]
     assert len(locks) == 2 and all("torch" in lock and "setuptools" in lock for lock in locks)
     different = {name for name in locks[0].keys() | locks[1].keys() if locks[0].get(name) != locks[1].get(name)}
-    assert all(re.fullmatch(r"torch|triton|nvidia-.*|cuda-.*", name) for name in different), different
+    assert all(re.fullmatch(r"torch|torchvision|triton|nvidia-.*|cuda-.*", name) for name in different), different

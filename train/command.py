@@ -12,7 +12,7 @@ RUN/recipe.yaml      every field, as it was used
 
 Exit codes: 0 trained to the end, 1 stopped by an error that is told, 2 wrong call, 75 asked to stop (SIGTERM, Ctrl-C)
 and saved: start the same call again. Launchers such as torchrun exit with codes of their own: RUN/preempted is there
-exactly where the last call ended with 75.
+exactly where the last call ended with 75. Each process also makes the file that ACTIONFUSE_PREEMPTED names, if set.
 """
 
 from __future__ import annotations
@@ -55,14 +55,20 @@ def main(args: argparse.Namespace) -> int:
     processes = None if args.processes is None else parse_processes(args.processes)
     out = args.out or Path("runs") / recipe.name
     marker = out / "preempted"
+    node = os.environ.get("ACTIONFUSE_PREEMPTED")
+    # before anything can fail, or a broken call would be taken for a saved one
     if os.environ.get("RANK", "0") == "0":
-        marker.unlink(missing_ok=True)  # before anything can fail, or a broken call would be taken for a saved one
+        marker.unlink(missing_ok=True)
+    if node and os.environ.get("LOCAL_RANK", "0") == "0":
+        Path(node).unlink(missing_ok=True)
     trainer = Trainer(recipe, out, processes=processes, quiet=args.quiet)
     try:
         trainer.run()
     except Preempted:
         if trainer.rank == 0:
             marker.touch()
+        if node:
+            Path(node).touch()
         print(f"stopped and saved at step {trainer.progress.step}; the same call goes on from there", file=sys.stderr)
         return PREEMPTED
     except NotFinite as error:

@@ -1,7 +1,8 @@
 """A sign of life for what watches containers: `python -m actionfuse.heartbeat --within-seconds 600`.
 
-Training touches the file that $ACTIONFUSE_HEARTBEAT names after each step (main process), extraction after each video
-and, of long ones, in between. The exit code is 0 where that was less than --within-seconds ago, else 1.
+Training touches the file that $ACTIONFUSE_HEARTBEAT names after each step and each batch of a test (every process),
+extraction after each video and, of long ones, in between. The exit code is 0 where that was less than
+--within-seconds ago, else 1.
 """
 
 from __future__ import annotations

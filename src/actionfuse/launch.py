@@ -10,7 +10,8 @@ from Kubernetes (PET_NNODES, PET_NODE_RANK or JOB_COMPLETION_INDEX, PET_MASTER_A
 `extract` on several nodes, run under torchrun; every other command runs as it is.
 
 Exit codes are the command's own: 0 done, 2 wrong call, ...; 75 where training was asked to stop (SIGTERM) and has
-saved: start it again. torchrun's own code would hide that; RUN/preempted tells it.
+saved: start it again. torchrun's own code would hide that, so processes tell it by a file of this node's own, which
+ACTIONFUSE_PREEMPTED names: nodes share no file, and one that starts again takes no other's for its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from pathlib import Path
 from actionfuse.heartbeat import beat
 
 PREEMPTED = 75
-MARKER_SECONDS = 5.0  # other nodes see the main process's marker that much later
+PREEMPTED_VARIABLE = "ACTIONFUSE_PREEMPTED"
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,16 @@ def command_of(words: Sequence[str], world: World, max_restarts: int, shutdown_s
     return [*command, "-m", f"actionfuse.{name}", *rest]
 
 
-def marker_of(words: Sequence[str]) -> Path | None:
-    """RUN/preempted of a call of train whose --out is given."""
-    for place, word in enumerate(words):
-        if word == "--out" and place + 1 < len(words):
-            return Path(words[place + 1]) / "preempted"
-        if word.startswith("--out="):
-            return Path(word.partition("=")[2]) / "preempted"
-    return None
-
-
-def run(command: Sequence[str], marker: Path | None) -> int:
-    """Run it, hand on SIGTERM and SIGINT, and return its exit code: 75 where it ended badly but `marker` is there."""
+def run(command: Sequence[str]) -> int:
+    """Run it, hand on SIGTERM and SIGINT, and return its exit code: 75 where it ended badly but tells that it saved."""
     beat()
+    with tempfile.TemporaryDirectory(prefix="actionfuse-") as folder:
+        marker = Path(folder) / "preempted"
+        code = _wait_for(command, {**os.environ, PREEMPTED_VARIABLE: str(marker)})
+        return PREEMPTED if code and marker.exists() else code
+
+
+def _wait_for(command: Sequence[str], env: Mapping[str, str]) -> int:
     asked: list[int] = []
     child: subprocess.Popen | None = None
 
@@ -156,19 +154,13 @@ def run(command: Sequence[str], marker: Path | None) -> int:
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, env=env)
         if asked:  # came while it was started
             child.send_signal(asked[0])
         code = child.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if code and marker is not None:
-        end = time.monotonic() + (MARKER_SECONDS if asked else 0.0)
-        while not marker.exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        if marker.exists():
-            return PREEMPTED
     return code if code >= 0 else 128 - code
 
 
@@ -211,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
-    return run(command, marker_of(args.words) if args.words[0] == "train" else None)
+    return run(command)
 
 
 if __name__ == "__main__":

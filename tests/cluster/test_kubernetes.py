@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from cluster_hosts import TwoHosts
-from cluster_jobs import ENVIRONMENT, losses, write_job
+from cluster_jobs import ENVIRONMENT, last_step, losses, saved_step, wait_for, write_job
 from daemons import call, stop
 
 FOLDER = Path(__file__).parents[2] / "docker" / "k8s"
@@ -30,34 +31,68 @@ def _container(name: str) -> tuple[dict, dict]:
     return job["spec"], job["spec"]["template"]["spec"]["containers"][0]
 
 
-@pytest.mark.timeout(150)
-def test_the_command_of_the_indexed_job_trains_on_two_hosts(tmp_path):
-    recipe = write_job(tmp_path / "toy", epochs=10, save_steps=20)
-    spec, container = _container("train-job.yaml")
-    given = {each["name"]: each["value"] for each in container["env"]}
-    # what a cluster provides: names of pods, and volumes
-    given |= {"MASTER_ADDR": TwoHosts.addresses[0], "RECIPE": str(recipe), "RUN": str(tmp_path / "run")}
-    started = []
-    with TwoHosts() as hosts:
+class Pods:
+    """The pods of the Indexed Job on two hosts: its command and variables, and what a cluster adds to them."""
+
+    def __init__(self, hosts: TwoHosts, folder: Path, recipe: Path) -> None:
+        self.hosts, self.folder, self.recipe = hosts, folder, recipe
+        self.spec, self.container = _container("train-job.yaml")
+        self.running: list[subprocess.Popen] = []
+
+    def start(self, run: Path) -> None:
+        given = {each["name"]: each["value"] for each in self.container["env"]}
+        given |= {"PET_MASTER_ADDR": TwoHosts.addresses[0], "RECIPE": str(self.recipe), "RUN": str(run)}
+        # $(NAME) is what Kubernetes itself fills in
+        words = [re.sub(r"\$\((\w+)\)", lambda name: given[name[1]], word) for word in self.container["command"]]
+        self.running = []
+        for index in range(self.spec["completions"]):
+            env = {**ENVIRONMENT, **given, "JOB_COMPLETION_INDEX": str(index)}
+            with self.log(index).open("ab") as out:
+                process = subprocess.Popen(
+                    self.hosts.on(index, words), env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            self.running.append(process)
+
+    def log(self, index: int) -> Path:
+        return self.folder / f"pod{index}.log"
+
+    def codes(self, within_seconds: float) -> list[int]:
         try:
-            for index in range(spec["completions"]):
-                env = {**ENVIRONMENT, **given, "JOB_COMPLETION_INDEX": str(index)}
-                with (tmp_path / f"{index}.log").open("wb") as out:
-                    started.append(
-                        subprocess.Popen(
-                            hosts.on(index, container["command"]),
-                            env=env,
-                            stdout=out,
-                            stderr=subprocess.STDOUT,
-                            start_new_session=True,
-                        )
-                    )
-            codes = [process.wait(timeout=120) for process in started]
+            return [process.wait(timeout=within_seconds) for process in self.running]
         finally:
-            for process in started:
+            for process in self.running:
                 stop(process, 5.0)
-    assert codes == [0, 0], (tmp_path / "0.log").read_text()[-4000:]
-    assert len(losses(tmp_path / "run")) == 60
+
+    def told(self) -> str:
+        return "".join(self.log(index).read_text()[-4000:] for index in range(len(self.running)))
+
+
+@pytest.mark.timeout(300)
+def test_the_indexed_job_saves_when_one_pod_is_evicted_and_goes_on(tmp_path):
+    recipe = write_job(tmp_path / "toy", epochs=30, save_steps=10)
+    run, alone = tmp_path / "run", tmp_path / "undisturbed"
+    with TwoHosts() as hosts:
+        pods = Pods(hosts, tmp_path, recipe)
+        ignored = [
+            rule["onExitCodes"]["values"] for rule in pods.spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+        ]
+        assert [75] in ignored
+        try:
+            pods.start(run)
+            wait_for("training", lambda: saved_step(run) >= 10, 90, pods.log(0))
+            pods.running[1].terminate()  # the other pod is told by the processes themselves
+        finally:
+            codes = pods.codes(within_seconds=60)
+        assert codes == [75, 75], pods.told()
+        steps = last_step(run)
+        assert 10 <= steps < 180
+        # a pod that starts again before the other has ended must change nothing in that one's code: nothing is shared
+        assert (run / "preempted").is_file()
+        for folder in (run, alone):
+            pods.start(folder)
+            assert pods.codes(within_seconds=90) == [0, 0], pods.told()
+    assert not (run / "preempted").exists()
+    assert len(losses(run)) == 180 and losses(run) == losses(alone)
 
 
 def test_extraction_shares_the_shards_among_all_pods():
