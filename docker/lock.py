@@ -1,10 +1,11 @@
 """Writes docker/requirements-gpu.lock and docker/requirements-cpu.lock: what the images install, by version and hash.
 
   make locks                                         newest versions that setup.cfg allows
-  python docker/lock.py --cpu-torch torch==2.15.0+cpu --cpu-index URL    torch of the CPU lock, and where pip finds it
+  python docker/lock.py --cpu-torch torch==2.15.0+cpu torchvision==0.29.2+cpu --cpu-index URL
+                                                     torch of the CPU lock without CUDA, and where pip finds it
 
-Run by pip on the image's own kind of machine (Linux, x86-64, Python 3.11). The locks differ in torch and in the
-libraries that only its CUDA builds need.
+Run by pip on the image's own kind of machine (Linux, x86-64, Python 3.11). The locks differ in torch, torchvision and
+the libraries that only their CUDA builds need.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+PAIR = ["torch", "torchvision"]
 EXTRAS = ("hdf5", "lmdb")
-CUDA_ONLY = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)$")
+CUDA_ONLY = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)$")
 
 
 def resolve(wanted: list[str], *options: str) -> dict[str, tuple[str, str]]:
@@ -57,19 +59,27 @@ def write(kind: str, pins: dict[str, tuple[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", default="torch", help="requirement of torch in the GPU lock")
-    parser.add_argument("--cpu-torch", default="torch", help="requirement of a torch without CUDA for the CPU lock")
-    parser.add_argument("--cpu-index", help="index that has it")
+    parser.add_argument(
+        "--cpu-torch",
+        nargs="+",
+        default=["torch"],
+        metavar="REQUIREMENT",
+        help="torch and torchvision without CUDA for the CPU lock; builds of different kinds do not load together",
+    )
+    parser.add_argument("--cpu-index", metavar="URL", help="index that has them")
     args = parser.parse_args()
+    if args.cpu_torch != ["torch"] and sorted(re.split("[=<>~ ]", each)[0] for each in args.cpu_torch) != PAIR:
+        parser.error("--cpu-torch needs both: torch==... torchvision==...")
     here = platform.system(), platform.machine(), sys.version_info[:2]
     if here != ("Linux", "x86_64", (3, 11)):
         parser.error(f"this is {here}; the images are Linux on x86_64 with Python 3.11: run it there")
     gpu = resolve([args.torch, *requirements()])
     write("gpu", gpu)
     index = ["--extra-index-url", args.cpu_index] if args.cpu_index else []
-    torch = resolve([args.cpu_torch], "--no-deps", *index)
-    if args.cpu_torch == "torch":  # the CUDA build cannot be loaded without its libraries, but without a compiler
+    if args.cpu_torch == ["torch"]:  # the CUDA build cannot be loaded without its libraries, but without a compiler
         write("cpu", {name: pin for name, pin in gpu.items() if name != "triton"})
     else:
+        torch = resolve(args.cpu_torch, "--no-deps", *index)
         write("cpu", {name: pin for name, pin in gpu.items() if not CUDA_ONLY.match(name)} | torch)
 
 
