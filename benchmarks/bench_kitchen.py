@@ -3,11 +3,12 @@
     python benchmarks/bench_kitchen.py                    # all that is missing, then the tables
     python benchmarks/bench_kitchen.py --only table       # the tables of what is there
 
-Stages: synth (`actionfuse synth --size full`), tune (a backbone per stream), extract (`actionfuse extract`), heads
-(all fusions on stored features, recognition and anticipation), compositional (Interactive Fusion), pixels (the best two
-end to end), table. Nothing is computed twice: a finished run is a file in WORK/results, an unfinished one goes on where
-it was, and a run whose recipe has changed is refused until its folder is removed. Killed at any moment, the same call
-goes on. No stage is limited in time.
+Stages: synth (`actionfuse synth --size full`), frames (decoded once, for tuning), tune (a backbone per stream), extract
+(`actionfuse extract`), heads (all fusions on stored features, recognition and anticipation), tune-compositional and
+compositional (Interactive Fusion), pixels (the best two end to end), table. Nothing is computed twice: a finished run
+is a file in WORK/results, an unfinished one goes on where it was, and a run whose recipe has changed is refused until
+its folder is removed. Killed at any moment, the same call goes on. No stage is limited in time. A run uses one core:
+calls for other stages, --streams or --tasks may run beside one another.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kitchen_runs as runs
 from _common import machine
+from kitchen_frames import Memory, lend_stored, remember_samples, store_frames
 from kitchen_runs import Planned
-from kitchen_table import best_fusions, read_results, write_table
+from kitchen_table import best_fusions, collect, read_results, write_table
 
-STAGES = ("synth", "tune", "extract", "heads", "compositional", "pixels", "table")
+STAGES = ("synth", "frames", "tune", "extract", "heads", "tune-compositional", "compositional", "pixels", "table")
+FOLDERS = {"depth": "depth", "ir": "ir"}  # of the kitchen, for streams that are not in videos/
+_MEMORY: Memory = {}  # samples of features
 _COMMAND = [sys.executable, "-m", "actionfuse.cli"]
 
 
@@ -33,18 +38,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("/tmp/actionfuse-bench/kitchen-full"))
     parser.add_argument("--size", default="full", help="of the kitchen (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=runs.SEEDS)
     parser.add_argument("--pixel-seeds", type=int, default=3, help="of the runs end to end")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument(
         "--streams", nargs="+", choices=runs.STREAMS, default=list(runs.STREAMS), help="of tune, extract"
     )
+    parser.add_argument("--tasks", nargs="+", choices=list(runs.TASKS), default=list(runs.TASKS), help="of heads")
     parser.add_argument("--epochs", type=int, help="of every run, to try the script: batches are then small as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kitchen.md"))
     args = parser.parse_args()
     work, streams = args.work.absolute(), tuple(args.streams)
     if "synth" in args.only:
         synthesise(work, args.size)
+    if "frames" in args.only:
+        for stream in runs.PICTURES:
+            folder = work / "kitchen" / FOLDERS.get(stream, "videos")
+            store_frames(folder, work / "frames" / stream, runs.FRAMES_FPS, grey=stream != "rgb")
     if "tune" in args.only:
         for planned in runs.tuning(work, streams=streams):
             tune(planned, work, args.epochs)
@@ -52,21 +62,23 @@ def main() -> None:
         for stream in streams:
             extract(work, stream)
     if "heads" in args.only:
-        planned = runs.on_features(work, widths(work), args.seeds, ("recognition", "anticipation"))
+        planned = runs.on_features(work, widths(work), args.seeds, tuple(args.tasks))
         for each in planned:
             train(each, work, args.epochs)
             if each.method == "MIMO":
                 reallocate(each, work)
-    if "compositional" in args.only:
+    if "tune-compositional" in args.only:
         for planned in runs.tuning(work, split="compositional", streams=("rgb",)):
             tune(planned, work, args.epochs)
+    if "compositional" in args.only:
         for each in runs.interactive(work, args.seeds):
             train(each, work, args.epochs)
     if "pixels" in args.only:
         for each in runs.from_pixels(work, best_fusions(read_results(work), 2), args.pixel_seeds):
             train(each, work, args.epochs)
     if "table" in args.only:
-        write_table(work, args.out, machine())
+        collect(work, machine())
+        write_table(args.out)
         print(f"wrote {args.out}")
 
 
@@ -90,13 +102,12 @@ def tune(planned: Planned, work: Path, epochs: int | None) -> None:
 
 def extract(work: Path, stream: str) -> None:
     """Features of all videos; what is there already is not made again."""
-    folder = {"depth": "depth", "ir": "ir"}.get(stream, "videos")
     began = time.perf_counter()
     command = [
         *_COMMAND,
         "extract",
-        str(work / "kitchen" / folder),
-        *("--out", str(work / "features"), "--backbone", f"{runs.BACKBONE}@{stream}"),
+        str(work / "kitchen" / FOLDERS.get(stream, "videos")),
+        *("--out", str(work / "features"), "--backbone", f"{runs.BACKBONES[stream]}@{stream}"),
         *("--weights", str(runs.weights(work, stream)), "--quiet", "--workers", "1", "--store", "npy"),
         *("--timeout", "3600"),  # a stopped process is not a hanging one
         *runs.EXTRACTED[stream],
@@ -142,6 +153,13 @@ def train(planned: Planned, work: Path, epochs: int | None) -> bool:
     began, cpu = time.perf_counter(), time.process_time()
     recipe = recipe_of({"name": planned.name, **content}, planned.name)
     trainer = Trainer(recipe, work / "runs" / planned.name, quiet=True)
+    if recipe.inputs == "pixels":
+        for dataset in (trainer.train_set, *trainer.test_sets.values()):
+            for stream in runs.decoded(content["streams"]):
+                lend_stored(dataset, work / "frames" / stream, stream, runs.FRAMES_FPS)
+    else:
+        for dataset in (trainer.train_set, *trainer.test_sets.values()):
+            remember_samples(dataset, _MEMORY)
     # A run that was done, but killed before its results were kept, tests nothing again.
     results = trainer.run() or last_test(work / "runs" / planned.name)
     row = {
@@ -179,8 +197,6 @@ def unseen(dataset: Any) -> int:
 def reallocate(planned: Planned, work: Path) -> None:
     """MIMO's weights of attention in testing, searched on one half of the validation videos and scored on the other."""
     from actionfuse.fusion.reallocation import tune_reallocation
-    from actionfuse.pipeline.order import EpochSampler
-    from actionfuse.pipeline.samples import make_loader
     from actionfuse.train.build import build_dataset, load_split, make_task
     from actionfuse.train.model import load_model
     from actionfuse.train.recipe import recipe_of
@@ -194,18 +210,20 @@ def reallocate(planned: Planned, work: Path) -> None:
     split = load_split(recipe, recipe.data.test)
     dataset = build_dataset(recipe, split, model, make_task(recipe.task), training=False)
     videos = {video: number for number, video in enumerate(sorted({s.video for s in split.segments}))}
-    halves: tuple[list, list] = ([], [])
-    sampler = EpochSampler(len(dataset), shuffle=False)
-    for number, raw in enumerate(make_loader(dataset, batch_size=1, sampler=sampler, num_workers=0)):
-        if raw["id"]:
-            halves[videos[split.segments[number].video] % 2].append((raw["streams"], raw["masks"], raw["labels"]))
-    right, chosen = 0.0, []
+    remember_samples(dataset, _MEMORY)
+    samples: tuple[list, list] = ([], [])
+    for number, segment in enumerate(split.segments):
+        sample = dataset[number]
+        if not sample.error:
+            samples[videos[segment.video] % 2].append(sample)
+    halves = [[(b["streams"], b["masks"], b["labels"]) for b in _batches(half)] for half in samples]
+    right, chosen = 0, []
     head: Any = model.head
     for tuned, scored in (halves, halves[::-1]):
         found = tune_reallocation(head, tuned)
         chosen.append(found.weights["action"])
         for streams, masks, labels in scored:
-            right += float(head(streams, None, masks).logits["action"].argmax() == labels["action"])
+            right += int((head(streams, None, masks).logits["action"].argmax(1) == labels["action"]).sum())
     keep(
         kept,
         {
@@ -219,6 +237,13 @@ def reallocate(planned: Planned, work: Path) -> None:
             "weights": chosen,
         },
     )
+
+
+def _batches(samples: list, size: int = 150) -> Iterator[dict[str, Any]]:
+    from actionfuse.pipeline.samples import collate
+
+    for first in range(0, len(samples), size):
+        yield collate(samples[first : first + size])
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

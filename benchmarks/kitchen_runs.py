@@ -7,47 +7,60 @@ takes none that ends after what may be seen. Heads are then trained on the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 STREAMS = ("rgb", "flow", "depth", "ir", "audio")
-BACKBONE = "tsm:test_resnet"
+FUSED = ("rgb", "depth", "ir", "audio")  # flow is computed from rgb: the ceiling with it is that without it
+PICTURES = ("rgb", "depth", "ir")  # streams with videos of their own
+SEEDS = 3
 FEATURE_FPS = 4  # rows of a store a second
 TAU_O = 5.0
 TAU_A = (2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5, 0.25)
 
+# Pictures: Karpathy's early fusion over pieces of four frames, so that the first layer sees motion and the network runs
+# four times a clip. Sound: a network on each spectrogram.
+PIECE = 4
+BACKBONES = {
+    **{stream: "karpathy:test_resnet" for stream in ("rgb", "flow", "depth", "ir")},
+    "audio": "tsn:test_resnet",
+}
+FRAMES_FPS = 8.0
+
 # How a clip is cut: in tuning, and as `actionfuse extract` cuts windows. Pictures lose a quarter of their width.
-TUNED = {
-    "rgb": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
-    "flow": {"frames": 16, "fps": 8, "side": 64, "crop": 64, "flow_method": "dis_fast"},
-    "depth": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
-    "ir": {"frames": 16, "fps": 8, "side": 64, "crop": 64},
-    "audio": {"frames": 8, "fps": 4, "audio_preset": "vggish"},
+_PICTURE = {"frames": 16, "fps": FRAMES_FPS, "side": 48, "crop": 48}
+TUNED: dict[str, dict[str, Any]] = {
+    "rgb": _PICTURE,
+    "flow": {**_PICTURE, "side": 64, "crop": 64, "flow_method": "dis_fast"},
+    "depth": _PICTURE,
+    "ir": _PICTURE,
+    "audio": {"frames": 2, "fps": FEATURE_FPS, "audio_preset": "vggish"},  # of 0.975 s, in each half of an action
 }
 EXTRACTED = {
-    **{
-        stream: ["--fps", "8", "--clip-frames", "8", "--clip-stride", "2", "--side", "64", "--crop", "64"]
-        for stream in ("rgb", "flow", "depth", "ir")
-    },
-    "audio": ["--fps", "4", "--clip-frames", "3", "--clip-stride", "1", "--audio-preset", "vggish"],
+    stream: ["--fps", "8", "--clip-frames", str(PIECE), "--clip-stride", "2"]
+    + ["--side", str(clip["side"]), "--crop", str(clip["crop"])]
+    for stream, clip in TUNED.items()
+    if stream != "audio"
 }
-EXTRACTED["flow"] = [*EXTRACTED["flow"], "--flow-stack", "1"]
+EXTRACTED["audio"] = ["--fps", "4", "--clip-frames", "1", "--clip-stride", "1", "--audio-preset", "vggish"]
 
 TUNING = {
     "name": "adamw",
-    "lr": 2e-3,
-    "batch": 16,
+    "lr": 4e-3,
+    "batch": 32,
     "weight_decay": 0.05,
     "no_decay_norms": True,
     "schedule": "cosine",
-    "warmup_epochs": 0.5,
+    "warmup_epochs": 3,
     "clip_norm": 5.0,
 }
-HEADS = {**TUNING, "lr": 1e-3, "batch": 64, "warmup_epochs": 1}
-TUNING_EPOCHS = {"rgb": 12, "flow": 12, "depth": 12, "ir": 12, "audio": 12}
-HEAD_EPOCHS = 20
+HEADS = {**TUNING, "lr": 1e-3, "warmup_epochs": 1}
+TUNING_EPOCHS = {"rgb": 30, "flow": 16, "depth": 24, "ir": 16, "audio": 14}
+COMPOSITIONAL_EPOCHS = 20
+TUNING_AUGMENT = {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.5}
+HEAD_EPOCHS = 12
 
 # method -> (head, its options)
 FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,6 +72,11 @@ FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "MIMO": ("mimo", {"width": 128, "heads": 4, "allocation_weight": 0.1}),
     "M-Mixer": ("mmixer", {"width": 128}),
 }
+# What a single stream gets: its backbone's own linear classifier, or where order matters MIF's encoder and classifier.
+ALONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "recognition": ("concat", {"dropout": 0.2}),
+    "anticipation": ("late_fusion", {"width": 128, "heads": 4}),
+}
 REALLOCATED = "MIMO with reallocation"
 INTERACTIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("interactive", {"width": 128, "steps": 16, "interaction": False}),
@@ -67,7 +85,7 @@ INTERACTIVE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TASKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     # task -> (task, sampling, rows of a store in a sample)
-    "recognition": ({"kind": "recognition"}, {"rule": "segments"}, 8),
+    "recognition": ({"kind": "recognition"}, {"rule": "ends"}, 8),
     "anticipation": (
         {"kind": "anticipation", "tau_a": 1.0, "tau_o": TAU_O, "test_tau_a": [t for t in TAU_A if t != 1.0]},
         {"rule": "last"},
@@ -88,7 +106,7 @@ class Planned:
 
 
 def tuning(work: Path, *, split: str = "", streams: tuple[str, ...] = STREAMS) -> Iterator[Planned]:
-    """Backbones: one stream each, one seed. split: "" or "compositional"."""
+    """Backbones: one stream each, one seed. split: "" or "compositional", for which maps keep all their steps."""
     for stream in streams:
         data = {"dataset": "kitchen", "root": str(work / "kitchen")}
         if split:
@@ -100,16 +118,17 @@ def tuning(work: Path, *, split: str = "", streams: tuple[str, ...] = STREAMS) -
             0,
             {
                 "data": data,
-                "sampling": {"rule": "strided"},
-                "streams": {stream: pixels(stream)},
+                "sampling": {"rule": "segments" if stream == "audio" else "strided"},
+                "streams": {stream: all_steps(stream) if split else pixels(stream)},
                 "head": {"name": "concat", "options": {"dropout": 0.2}},
-                "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
+                "augment": TUNING_AUGMENT,
                 "optim": TUNING,
                 "run": {
-                    "epochs": TUNING_EPOCHS[stream],
+                    "epochs": COMPOSITIONAL_EPOCHS if split else TUNING_EPOCHS[stream],
+                    "precision": "bf16",
                     "workers": 0,
                     "keep": 1,
-                    "test_every": TUNING_EPOCHS[stream],
+                    "test_every": COMPOSITIONAL_EPOCHS if split else TUNING_EPOCHS[stream],
                     "save_minutes": 2.0,
                     "monitor": "verb/top1_accuracy" if split else "action/top1_accuracy",
                 },
@@ -119,15 +138,23 @@ def tuning(work: Path, *, split: str = "", streams: tuple[str, ...] = STREAMS) -
 
 def pixels(stream: str) -> dict[str, Any]:
     """A stream of clips through its backbone."""
-    return {"backbone": BACKBONE, "clip": TUNED[stream], "options": {"flow_stack": 1} if stream == "flow" else {}}
+    options: dict[str, Any] = {} if stream == "audio" else {"fusion": "early_fusion", "frames": PIECE}
+    if stream == "flow":
+        options["flow_stack"] = 1
+    return {"backbone": BACKBONES[stream], "clip": TUNED[stream], "options": options}
+
+
+def all_steps(stream: str) -> dict[str, Any]:
+    """A stream through a network that keeps its frames apart, as boxes are given by frame."""
+    return {"backbone": "tsm:test_resnet", "clip": TUNED[stream]}
 
 
 def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[str, ...]) -> Iterator[Planned]:
     """Heads on stored features: all seeds of the first, then the next ones."""
     for task in tasks:
         observed, sampling, rows = TASKS[task]
-        methods = {stream: ("concat", {"dropout": 0.2}, (stream,)) for stream in widths} | {
-            method: (*head, tuple(widths)) for method, head in FUSIONS.items()
+        methods = {stream: (*ALONE[task], (stream,)) for stream in widths} | {
+            method: (*head, FUSED) for method, head in FUSIONS.items() if set(FUSED) <= set(widths)
         }
         for seed in range(seeds):
             for method, (head, options, streams) in methods.items():
@@ -179,13 +206,15 @@ def from_pixels(work: Path, methods: tuple[str, ...], seeds: int) -> Iterator[Pl
                     "sampling": {"rule": "strided"},
                     "streams": {
                         stream: {**pixels(stream), "weights": str(weights(work, stream)), "lr_scale": 0.2}
-                        for stream in STREAMS
+                        | ({"clip": {**TUNED["audio"], "frames": 4, "fps": 2}} if stream == "audio" else {})
+                        for stream in FUSED
                     },
                     "head": {"name": head, "options": options},
-                    "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
+                    "augment": TUNING_AUGMENT,
                     "optim": {**TUNING, "lr": 1e-3},
                     "run": {
                         "epochs": 4,
+                        "precision": "bf16",
                         "seed": seed,
                         "workers": 0,
                         "keep": 1,
@@ -217,16 +246,17 @@ def interactive(work: Path, seeds: int) -> Iterator[Planned]:
                     "sampling": {"rule": "strided"},
                     "streams": {
                         "rgb": {
-                            **pixels("rgb"),
+                            **all_steps("rgb"),
                             "weights": str(weights(work, "rgb", "compositional")),
                             "freeze": True,
                         }
                     },
                     "head": {"name": head, "options": options},
-                    "augment": {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.0},
-                    "optim": {**HEADS, "batch": 32},
+                    "augment": TUNING_AUGMENT,
+                    "optim": HEADS,
                     "run": {
                         "epochs": 8,
+                        "precision": "bf16",
                         "seed": seed,
                         "workers": 0,
                         "keep": 1,
@@ -238,6 +268,11 @@ def interactive(work: Path, seeds: int) -> Iterator[Planned]:
             )
 
 
+def decoded(streams: Iterable[str]) -> list[str]:
+    """Streams of pictures whose frames these are made of."""
+    return sorted({"rgb" if stream == "flow" else stream for stream in streams} - {"audio"})
+
+
 def weights(work: Path, stream: str, split: str = "") -> Path:
     """The tuned backbone of a stream."""
     return work / "backbones" / f"{split}-{stream}.safetensors".lstrip("-")
@@ -245,7 +280,7 @@ def weights(work: Path, stream: str, split: str = "") -> Path:
 
 def store(work: Path, stream: str) -> Path:
     """The features of a stream, as `actionfuse extract` names their folder."""
-    return work / "features" / f"{BACKBONE.replace(':', '-')}-{stream}"
+    return work / "features" / f"{BACKBONES[stream].replace(':', '-')}-{stream}"
 
 
 def slug(method: str) -> str:
