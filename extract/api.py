@@ -16,6 +16,7 @@ from ..pipeline.types import BoxTracks
 from .engine import Engine
 from .events import Failed, Finished
 from .passes import decode_passes, in_order
+from .plan import num_workers
 from .runner import Runner
 from .settings import (
     DEFAULT_BACKBONE,
@@ -23,7 +24,6 @@ from .settings import (
     batch_clips,
     build_runners,
     default_compute_threads,
-    num_workers,
     pick_device,
     wrap,
 )
@@ -120,7 +120,7 @@ def extract_features(
         runners,
         sink,
         batch_clips=[batch_clips(batch, runner) for runner in runners],
-        workers=min(num_workers(workers, runners[0].device), len(list(decode_passes(videos)))),
+        workers=min(num_workers(workers), len(list(decode_passes(videos)))),
         compute_threads=threads,
         threads_per_compute=inside,
         timeout_seconds=timeout_seconds,

@@ -20,12 +20,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ..pipeline.inputs import find_videos
 from ..pipeline.remote import is_url
 from ..pipeline.video import DECODERS
 from .memory import keep_freed_memory
+from .passes import decode_passes, in_order
+from .plan import num_workers
+from .workers import Pool, Standby
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,20 +206,23 @@ def main(args: argparse.Namespace) -> int:
     if not videos:
         raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
     keep_freed_memory()
-    from .run import Job  # torch and the models load from here on
-    from .settings import pick_device
-
     launching = args.processes > 1 and "ACTIONFUSE_PROCESS" not in os.environ
-    if launching:
-        pick_device(args.device)  # tells what is wrong with it
-        args.device = "cpu"  # the GPUs' memory is for the processes that extract
-    job = Job(args, fps, videos)
-    if args.dry_run:
-        return job.dry_run()
-    if launching:
-        job.open_stores()  # a wrong recipe is told once, and --overwrite happens once
-        return _launch(args.words, args.processes)
-    return job.run()
+    workers = num_workers(args.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    first = islice(decode_passes(in_order(videos)), workers)
+    with Standby(0 if launching or args.dry_run else len(list(first))) as standby:
+        from .run import Job  # torch and the models load from here on, decode processes beside them
+        from .settings import pick_device
+
+        if launching:
+            pick_device(args.device)  # tells what is wrong with it
+            args.device = "cpu"  # the GPUs' memory is for the processes that extract
+        job = Job(args, fps, videos, make_pool=partial(Pool, standby=standby))
+        if args.dry_run:
+            return job.dry_run()
+        if launching:
+            job.open_stores()  # a wrong recipe is told once, and --overwrite happens once
+            return _launch(args.words, args.processes)
+        return job.run()
 
 
 def _in_shards(args: argparse.Namespace) -> int:

@@ -170,6 +170,15 @@ def cores() -> int:
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota - 0.05)))
 
 
+def num_workers(requested: int | None, local_processes: int = 1) -> int:
+    """Decode processes: one per core that this process may use, shared among the processes on this machine."""
+    if requested is not None:
+        if requested < 1:
+            raise ValueError(f"workers is {requested}; at least one process must decode")
+        return requested
+    return max(1, min(16, cores() // local_processes))
+
+
 def cgroup_cores(folder: Path) -> float | None:
     """Cores' worth of time that the control group allows (`docker run --cpus 1.5`, Kubernetes limits); None = all.
 

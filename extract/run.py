@@ -30,7 +30,7 @@ from .engine import Engine, task_of, video_key
 from .events import Failed, Finished, Skipped, Underway
 from .labels import read_labels
 from .passes import decode_passes, in_order
-from .plan import Span
+from .plan import Span, num_workers
 from .progress import Report
 from .runner import Runner
 from .settings import (
@@ -38,7 +38,6 @@ from .settings import (
     batch_clips,
     build_runners,
     default_compute_threads,
-    num_workers,
     split_by_size,
     with_boxes,
 )
@@ -82,8 +81,9 @@ class Job:
         videos: list[VideoInput],
         *,
         named: Iterable[VideoInput] | None = None,
+        make_pool: Callable[..., Any] | None = None,
     ) -> None:
-        """named: what --boxes may be about; default: the videos."""
+        """named: what --boxes may be about; default: the videos. make_pool: in the place of `workers.Pool`."""
         self._args, self._videos = args, videos
         self._boxes, boxes_sha256 = None, ""
         if args.boxes is not None:
@@ -99,7 +99,7 @@ class Job:
         self._labels = _labels(args, self._runners)
         self._paths = {video.key: video.path for video in videos}
         self._engine: Engine | None = None
-        self._make_pool: Callable[..., Any] | None = None
+        self._make_pool = make_pool
         self._signals: list[int] = []
         self._prints = True
 
@@ -229,7 +229,7 @@ class Job:
             self._runners,
             sink,
             batch_clips=[batch_clips(args.batch, runner) for runner in self._runners],
-            workers=min(num_workers(args.workers, device, local), most_workers),
+            workers=min(num_workers(args.workers, local), most_workers),
             compute_threads=max(1, threads // local) if device.type == "cpu" else threads,
             threads_per_compute=inside,
             timeout_seconds=args.timeout,

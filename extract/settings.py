@@ -127,10 +127,18 @@ def plan_name(backbone: str, stream: str) -> str:
     return f"{backbone}-{stream}".replace(":", "-").replace("/", "-")
 
 
-def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None) -> Backbone:
+def build_backbone(
+    name: str,
+    stream: str,
+    weights: str,
+    flow_stack: int | None,
+    clip_frames: int | None = None,
+    crop: int | None = None,
+) -> Backbone:
     """The backbone with its weights. "random" is seeded, so that a run that goes on later has the same ones.
 
-    A file of our own says with which options its backbone was built.
+    A file of our own says with which options its backbone was built. One that takes a single size of clips is built for
+    the frames and the crop that are asked for. Raises: ValueError where its weights are of another size.
     """
     own = read_header(weights)
     options: dict[str, Any] = dict(own.options) if own is not None and own.name == name else {}
@@ -138,6 +146,22 @@ def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None)
         options["flow_stack"] = flow_stack
     if weights == "auto":
         weights = "bundled" if name in BUNDLED else "pretrained"
+    backbone = _create(name, stream, weights, options)
+    spec = backbone.input_spec
+    frames, side = clip_frames or spec.frames, spec.crop if stream == "audio" else crop or spec.crop
+    if not _fits(backbone, frames, side, side):
+        size = {"crop": side} if backbone.frame_by_frame else {"frames": frames, "crop": side}
+        try:
+            backbone = _create(name, stream, weights, options | size)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} with these weights takes clips of {spec.frames} frames of {spec.crop} x {spec.crop} pixels "
+                f"only; leave --clip-frames and --crop out. Built for {frames} of {side} x {side}: {error}"
+            ) from error
+    return backbone
+
+
+def _create(name: str, stream: str, weights: str, options: dict[str, Any]) -> Backbone:
     if weights == "random":
         state = torch.random.get_rng_state()
         torch.manual_seed(0)
@@ -146,6 +170,14 @@ def build_backbone(name: str, stream: str, weights: str, flow_stack: int | None)
         finally:
             torch.random.set_rng_state(state)
     return create_backbone(name, stream=stream, weights=weights, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _fits(backbone: Backbone, frames: int, height: int, width: int) -> bool:
+    """Whether it takes clips of this size, as far as it was built for one alone."""
+    spec = backbone.input_spec
+    timed = not backbone.frame_by_frame and backbone.min_size[0] == spec.frames
+    same = (height, width) == (spec.crop, spec.crop) and (frames == spec.frames or not timed)
+    return same or not backbone.fixed_size
 
 
 def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.device) -> ClipPlan:
@@ -193,6 +225,11 @@ def make_plan(settings: Settings, backbone: Backbone, name: str, device: torch.d
             f"{name}: clips of {frames} frames and {height} x {width} pixels are too small; it takes at least "
             f"{least[0]} frames of {least[1]} x {least[2]}"
         )
+    if not _fits(backbone, frames, height, width):
+        raise ValueError(
+            f"{name} was built for clips of {spec.frames} frames of {spec.crop} x {spec.crop} pixels and cannot take "
+            f"{frames} of {height} x {width}; build it for them, or leave the clip's frames and crop to it"
+        )
     if type(backbone).output_size is not Backbone.output_size:
         backbone.output_size(frames, height, width)  # raises where the network cannot take this size
     return plan
@@ -212,7 +249,7 @@ def build_runners(settings: Settings) -> tuple[list[Runner], list[dict[str, Any]
         raise ValueError("a depth range was given, but no depth is extracted: add the stream depth, or leave it out")
     runners, recipes = [], []
     for name, stream, weights in pairs(settings):
-        backbone = build_backbone(name, stream, weights, settings.flow_stack)
+        backbone = build_backbone(name, stream, weights, settings.flow_stack, settings.clip_frames, settings.crop)
         runner, recipe = wrap(settings, backbone, name, weights, device)
         runners.append(runner)
         recipes.append(recipe)
@@ -297,15 +334,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def num_workers(requested: int | None, device: torch.device, local_processes: int = 1) -> int:
-    """Decode processes: one per core that this process may use, shared among the processes on this machine."""
-    if requested is not None:
-        if requested < 1:
-            raise ValueError(f"workers is {requested}; at least one process must decode")
-        return requested
-    return max(1, min(16, cores() // local_processes))
 
 
 def default_compute_threads(device: torch.device) -> tuple[int, int]:

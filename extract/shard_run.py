@@ -137,8 +137,8 @@ class ShardJob(Job):
             raise ValueError(f"--store is {args.store!r}; shards publish files, so it must be {' or '.join(ONE_FILE)}")
         # boxes are checked against all inputs: of a shard alone there may be none
         everything = (video for shard in plan.shards for video in read_shard(objects, shard))
-        super().__init__(args, parse_fps(args.fps), [], named=everything)
-        self._objects, self._make_pool = objects, make_pool
+        super().__init__(args, parse_fps(args.fps), [], named=everything, make_pool=make_pool)
+        self._objects = objects
         self._sink: ShardSink | None = None
 
     def place(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 
@@ -247,16 +247,76 @@ class _Worker:
     changed_at: float = field(default_factory=time.monotonic)
 
 
+@dataclass
+class _Started:
+    """A process that imports what it needs, then waits for its Setup. Its memory has no size yet."""
+
+    process: subprocess.Popen
+    connection: Connection
+    memory_descriptor: int
+
+
+def _spawn() -> _Started:
+    parent, child = Pipe(duplex=True)
+    shared = _anonymous_file()
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    # One thread per process in every library that would otherwise start one per core.
+    environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    code = f"from actionfuse.extract.workers import worker_main; worker_main({child.fileno()}, {shared})"
+    # The child inherits what this thread blocks: a Ctrl-C while it imports would end it with a traceback.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            pass_fds=[child.fileno(), shared],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    child.close()
+    return _Started(process, parent, shared)
+
+
+class Standby:
+    """Decode processes that start on the other cores while this one imports torch. For Pools; closing ends the rest."""
+
+    def __init__(self, processes: int) -> None:
+        self._started = [_spawn() for _ in range(processes)]
+
+    def take(self) -> _Started | None:
+        """The next one, None where there is none left."""
+        return self._started.pop(0) if self._started else None
+
+    def __enter__(self) -> Standby:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for started in self._started:
+            started.process.kill()
+            started.process.wait()
+            started.connection.close()
+            os.close(started.memory_descriptor)
+        self._started.clear()
+
+
 class Pool:
     """`workers` decode processes for these plans.
 
     timeout_seconds: a worker that has shown no sign of life for this long while it decodes is killed.
+    standby: processes that were started before, to be taken first.
     """
 
-    def __init__(self, plans: tuple[ClipPlan, ...], workers: int, timeout_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        plans: tuple[ClipPlan, ...],
+        workers: int,
+        timeout_seconds: float = 60.0,
+        standby: Standby | None = None,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers is {workers}; at least one process must decode")
-        self._plans = plans
+        self._plans, self._standby = plans, standby
         self._timeout_seconds = timeout_seconds
         slot_bytes = max(SLOT_BYTES, max(plan.clip_bytes for plan in plans))
         slot_bytes = -(-slot_bytes // _PAGE) * _PAGE
@@ -266,28 +326,13 @@ class Pool:
         self._lost_starts = 0
 
     def _start(self) -> _Worker:
-        parent, child = Pipe(duplex=True)
-        shared = _anonymous_file(_PAGE + self._num_slots * self._slot_bytes)
-        memory = mmap.mmap(shared, 0)
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        # One thread per process in every library that would otherwise start one per core.
-        environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-        code = f"from actionfuse.extract.workers import worker_main; worker_main({child.fileno()}, {shared})"
-        # The child inherits what this thread blocks: a Ctrl-C while it imports would end it with a traceback.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
-                pass_fds=[child.fileno(), shared],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        child.close()
-        os.close(shared)
-        parent.send(Setup(self._plans, self._slot_bytes, self._num_slots))
-        return _Worker(process, parent, memory)
+        started = (self._standby and self._standby.take()) or _spawn()
+        os.ftruncate(started.memory_descriptor, _PAGE + self._num_slots * self._slot_bytes)
+        memory = mmap.mmap(started.memory_descriptor, 0)
+        os.close(started.memory_descriptor)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died: `events` finds out
+            started.connection.send(Setup(self._plans, self._slot_bytes, self._num_slots))
+        return _Worker(started.process, started.connection, memory)
 
     def idle(self) -> int | None:
         """The number of a worker without a task, or None."""
@@ -395,15 +440,12 @@ def _death(process: subprocess.Popen) -> str:
     return f"the decode process ended with code {code}"
 
 
-def _anonymous_file(size_bytes: int) -> int:
+def _anonymous_file() -> int:
     """A file descriptor of shared memory without a name: nothing is left behind, however the processes end.
 
     On Linux it is not limited by the size of /dev/shm, which containers often set to 64 MB.
     """
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("actionfuse", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size_bytes)
-    return descriptor
+        return os.memfd_create("actionfuse", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

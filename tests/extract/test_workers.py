@@ -49,3 +49,21 @@ def test_processes_that_never_start_are_an_error(task: Task, monkeypatch: pytest
         with pytest.raises(RuntimeError, match="before it was ready .*SIGKILL"):
             while True:
                 list(pool.events(timeout_seconds=1.0))
+
+
+def test_processes_on_standby_are_taken_and_the_rest_is_ended(task: Task) -> None:
+    with workers.Standby(2) as standby:
+        first, second = [started.process for started in standby._started]
+        with workers.Pool((PLAN,), workers=2, standby=standby) as pool:
+            pool.submit(0, (task,))
+            assert pool._workers[0].process is first
+            found = []
+            while not found:
+                for event in pool.events(timeout_seconds=1.0):
+                    if isinstance(event, workers.Clips):
+                        pool.free(event)
+                    elif isinstance(event, workers.Decoded):
+                        found = event.outcomes
+            assert found[0].rows == {0: 13} and not found[0].error
+        assert second.poll() is None  # it waits for a setup
+    assert first.poll() is not None and second.poll() is not None
