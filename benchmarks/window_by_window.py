@@ -19,7 +19,7 @@ if __name__ == "__main__":
     with open_video(path, decoder=decoder) as reader:
         times = reader.info.start_seconds + np.arange(reader.info.num_frames) / reader.info.average_fps
         for indices in windows(len(times), 16, 8):
-            frames = reader.frames_at(list(times[indices] + 1e-4), short_side=plan.resize_side)
+            frames = reader.frames_at(list(times[indices] + 1e-4), short_side=plan.size)
             clip = np.ascontiguousarray(centre_crop(frames.data, plan.crop))
             rows.append(runner(Batch(clip[None]))["features"])
     np.save(out, np.concatenate(rows))
