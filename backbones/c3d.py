@@ -125,8 +125,8 @@ class C3D(Backbone):
             groups.append([self.get_submodule(name) for name in (*(name for name, _ in stage), *pool)])
         return groups + [[self.get_submodule(name)] for name in LAYERS[2 : LAYERS.index(self.layer) + 1]]
 
-    def stage_map(self, output: Tensor, batch: int) -> Tensor:
-        return super().stage_map(output[:, :, None, None, None] if output.ndim == 2 else output, batch)
+    def stage_map(self, output: Tensor, clips: Tensor) -> Tensor:
+        return super().stage_map(output[:, :, None, None, None] if output.ndim == 2 else output, clips)
 
     def classify(self, maps: Tensor) -> Tensor:
         """Logits (B, num_classes): the layers that follow the map's."""

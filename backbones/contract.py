@@ -266,14 +266,14 @@ class Backbone(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return [self.stage_map(seen[k], len(clips)) for k in wanted]
+        return [self.stage_map(seen[k], clips) for k in wanted]
 
-    def stage_map(self, output: Tensor, batch: int) -> Tensor:
-        """What a stage gave, as a map (B, D, T, H, W): 5-D is one, (B T, D, H, W) of every frame is folded."""
+    def stage_map(self, output: Tensor, clips: Tensor) -> Tensor:
+        """What a stage gave of `clips`, as a map (B, D, T, H, W): 5-D is one, (B T, D, H, W) of frames is folded."""
         if isinstance(output, Tensor) and output.ndim == 5:
             return output
-        if isinstance(output, Tensor) and output.ndim == 4 and len(output) % batch == 0:
-            return output.unflatten(0, (batch, -1)).transpose(1, 2)
+        if isinstance(output, Tensor) and output.ndim == 4 and len(output) % len(clips) == 0:
+            return output.unflatten(0, (len(clips), -1)).transpose(1, 2)
         raise ValueError(f"a stage of {self.name or type(self).__name__} gives no feature map (B, D, T, H, W)")
 
     def adapt(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,28 +1,25 @@
 """Checkpoints into backbones: published layouts are recognised by their keys, and loading is strict.
 
-Nothing in a file is ever run: tensors are read with `torch.load(weights_only=True)`, safetensors or, for Caffe2's
-pickles, an unpickler that knows arrays only.
+Nothing in a file is ever run: tensors are read by `torch.load(weights_only=True)` (torch_file.py), safetensors or, for
+Caffe2's pickles, an unpickler that knows arrays only (caffe2.py).
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .caffe2 import ARRAY, SCALAR, read_caffe2
+from .caffe2 import read_caffe2
 from .contract import Backbone, Layout
 from .own import read_own
+from .torch_file import read_torch
 
 B = TypeVar("B", bound=Backbone)
 
@@ -33,14 +30,6 @@ PREFIXES = ("module.", "_orig_mod.")
 # Constants of the architecture or mere counters: the module has its own, a file need not.
 CONSTANTS = ("relative_position_index",)
 COUNTERS = ("num_batches_tracked",)
-# Numbers beside the weights (best accuracy and the like) and options; rebuilding them runs nothing else.
-_HARMLESS = [Namespace, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
-# numpy 1 wrote another module name than numpy 2
-_REBUILDERS = [
-    (function, f"{module}.multiarray.{name}")
-    for function, name in ((SCALAR, "scalar"), (ARRAY, "_reconstruct"))
-    for module in ("numpy.core", "numpy._core")
-]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -62,18 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     # torch's older format starts with a pickled magic number, 0x1950a86a20f9469cfc6c
     if not start.startswith(b"PK") and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" not in start:
         return _plain(read_caffe2(path))
-    try:
-        with torch.serialization.safe_globals([*_HARMLESS, *_REBUILDERS]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and numbers, and reading that would run code from the file. Where you "
-            "trust it, save its tensors alone, torch.save(state_dict, path), and give that file. "
-            + str(error).splitlines()[0]
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is no whole torch checkpoint: {error}") from error
-    return unwrap(content, what=str(path))
+    return unwrap(read_torch(path), what=str(path))
 
 
 def unwrap(content: object, *, what: str) -> dict[str, Tensor]:

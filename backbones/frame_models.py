@@ -152,15 +152,13 @@ class FrameModel(Backbone):
             found += [[part] for part in parts if any(True for _ in part.parameters())]
         return found
 
-    def stage_map(self, output: Tensor, batch: int) -> Tensor:
+    def stage_map(self, output: Tensor, clips: Tensor) -> Tensor:
         if isinstance(output, Tensor) and output.ndim == 3 and self._form == "NLC":
             patches = output[:, self._prefix_tokens :].transpose(1, 2)
-            side = round(patches.shape[2] ** 0.5)
-            if side * side == patches.shape[2]:
-                output = patches.unflatten(2, (side, side))
+            output = patches.unflatten(2, self._grid(patches.shape[2], *clips.shape[3:]))
         elif isinstance(output, Tensor) and output.ndim == 4 and self._form == "NHWC":
             output = output.permute(0, 3, 1, 2)
-        return super().stage_map(output, batch)
+        return super().stage_map(output, clips)
 
     def output_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(T, h, w), by the network's shapes on torch's meta device."""

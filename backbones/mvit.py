@@ -223,10 +223,10 @@ class MViT(Backbone):
         blocks: list[list[nn.Module]] = [[block] for block in self.blocks]
         return [[self.conv_proj], *blocks[:-1], [*blocks[-1], self.norm]]
 
-    def stage_map(self, output: Tensor | tuple[Tensor, tuple[int, int, int]], batch: int) -> Tensor:
+    def stage_map(self, output: Tensor | tuple[Tensor, tuple[int, int, int]], clips: Tensor) -> Tensor:
         if isinstance(output, tuple):
             return self._patches(*output)
-        return self._patches(output, self._final) if output.ndim == 3 else super().stage_map(output, batch)
+        return self._patches(output, self._final) if output.ndim == 3 else super().stage_map(output, clips)
 
     def reset_classifier(self, num_classes: int) -> None:
         self.set_classes(num_classes)

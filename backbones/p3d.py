@@ -10,6 +10,7 @@ of more than 16 frames; maps may have any size, where the reference's head wants
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from .convert import load_weights, published
 Arrangement = Literal["A", "B", "C"]
 ARRANGEMENTS: tuple[Arrangement, ...] = ("A", "B", "C")
 
-# 16 frames, one after another, cut from 256 rows of which 160 are kept.
+# 16 frames, one after another, of 182 x 242 pixels, as in the paper; the public code says 256 rows.
 P3D_SPEC = InputSpec(frames=16, fps=None, resize_side=182, crop=160)
 
 
@@ -142,56 +143,22 @@ def _is_p3d(state: Mapping[str, Tensor]) -> bool:
 LAYOUT = published(Layout(name="qijiezhao/pseudo-3d-pytorch (p3d*)", recognises=_is_p3d, convert=dict))
 
 
-def _build(
+def _p3d(
     blocks: tuple[int, int, int, int],
-    stream: Stream,
-    num_classes: int,
-    weights: str | Path | None,
-    frames: int,
-    crop: int,
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 16,
+    crop: int = 160,
 ) -> P3D:
+    """P3D on ResNet-50, 101 or 152. The published files are of `p3d199`, rgb and flow (u, v of one field)."""
     spec = stream_spec(sized(P3D_SPEC, frames, crop), stream)
     backbone = P3D(blocks, spec=spec, layouts=(LAYOUT,), num_classes=num_classes)
     return load_weights(backbone, weights, num_classes=num_classes)
 
 
-PAPER, FROM = "Qiu et al., ICCV 2017", "pseudo-3d-pytorch"
-
-
-@register("p3d63", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def p3d63(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 16,
-    crop: int = 160,
-) -> P3D:
-    """P3D on ResNet-50."""
-    return _build((3, 4, 6, 3), stream, num_classes, weights, frames, crop)
-
-
-@register("p3d131", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def p3d131(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 16,
-    crop: int = 160,
-) -> P3D:
-    """P3D on ResNet-101."""
-    return _build((3, 4, 23, 3), stream, num_classes, weights, frames, crop)
-
-
-@register("p3d199", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def p3d199(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 16,
-    crop: int = 160,
-) -> P3D:
-    """P3D on ResNet-152, the published one: rgb and flow (u, v of one field: flow_stack 1)."""
-    return _build((3, 8, 36, 3), stream, num_classes, weights, frames, crop)
+for _name, _blocks in {"p3d63": (3, 4, 6, 3), "p3d131": (3, 4, 23, 3), "p3d199": (3, 8, 36, 3)}.items():
+    register(_name, paper="Qiu et al., ICCV 2017", streams=STREAMS, weights_from="pseudo-3d-pytorch")(
+        partial(_p3d, _blocks)
+    )

@@ -158,7 +158,7 @@ class SlowFast(Backbone):
         """Stems, res2 to res5, of both pathways, each with the convolution that joins them after it."""
         return [[stage] for stage in self.trunk]
 
-    def stage_map(self, output: list[Tensor], batch: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def stage_map(self, output: list[Tensor], clips: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Both pathways' maps at the slow one's T."""
         return self.join(output)
 

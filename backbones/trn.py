@@ -169,7 +169,7 @@ def _from_published(multi_scale: bool, state: Mapping[str, Tensor]) -> dict[str,
         # each relation that is summed adds the bias of its length
         times = [min(PER_LENGTH, comb(frames, frames - k)) for k in range(lengths)]
         ours["head.classifier.weight"] = torch.cat(weights, 1)
-        ours["head.classifier.bias"] = sum((n * bias for n, bias in zip(times, biases, strict=True)), torch.zeros(()))
+        ours["head.classifier.bias"] = torch.stack([n * b for n, b in zip(times, biases, strict=True)]).sum(0)
     return ours
 
 

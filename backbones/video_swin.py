@@ -110,8 +110,8 @@ class VideoSwin(Backbone):
         blocks = [[parts[0]], *([parts[i - 1], parts[i]] for i in range(2, len(parts), 2))]
         return [embeds, *blocks, [self.norm]]
 
-    def stage_map(self, output: Tensor, batch: int) -> Tensor:
-        return super().stage_map(output.permute(0, 4, 1, 2, 3), batch)
+    def stage_map(self, output: Tensor, clips: Tensor) -> Tensor:
+        return super().stage_map(output.permute(0, 4, 1, 2, 3), clips)
 
     def classify(self, maps: Tensor) -> Tensor:
         """Logits (B, num_classes) of the mean over time and space."""

@@ -8,6 +8,7 @@ Differs: the published head ends in a softmax; here `classify` gives its logits.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -49,16 +50,20 @@ class X3D(StageNet):
             self.head["proj"] = linear(2048, num_classes)
 
 
-def _build(
+def _x3d(
     name: str,
     spec: InputSpec,
     depth_factor: float,
-    stream: Stream,
-    num_classes: int,
-    weights: str | Path | None,
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
     frames: int,
     crop: int,
 ) -> X3D:
+    """X3D-XS, S and M, which differ in their clips, and L, which is deeper. weights "pretrained": pytorchvideo's,
+    Kinetics-400.
+    """
     # The sizes of the clip only set the head's pooling, which is a mean here.
     blocks = list(
         pytorchvideo("x3d").create_x3d(model_num_class=1, depth_factor=depth_factor, inner_act=nn.SiLU).blocks
@@ -77,57 +82,8 @@ def _build(
     return load_weights(backbone, download(weights, urls[name]), num_classes=num_classes)
 
 
-PAPER = "Feichtenhofer, CVPR 2020"
-FROM = "pytorchvideo ('pretrained'), SlowFast"
-
-
-@register("x3d_xs", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def x3d_xs(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 4,
-    crop: int = 182,
-) -> X3D:
-    """X3D-XS. weights "pretrained": pytorchvideo's, Kinetics-400."""
-    return _build("x3d_xs", XS_SPEC, 2.2, stream, num_classes, weights, frames, crop)
-
-
-@register("x3d_s", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def x3d_s(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 13,
-    crop: int = 182,
-) -> X3D:
-    """X3D-S; weights as x3d_xs."""
-    return _build("x3d_s", S_SPEC, 2.2, stream, num_classes, weights, frames, crop)
-
-
-@register("x3d_m", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def x3d_m(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 16,
-    crop: int = 256,
-) -> X3D:
-    """X3D-M; weights as x3d_xs."""
-    return _build("x3d_m", M_SPEC, 2.2, stream, num_classes, weights, frames, crop)
-
-
-@register("x3d_l", paper=PAPER, streams=STREAMS, weights_from=FROM)
-def x3d_l(
-    *,
-    stream: Stream = "rgb",
-    num_classes: int = 0,
-    weights: str | Path | None = None,
-    frames: int = 16,
-    crop: int = 356,
-) -> X3D:
-    """X3D-L, which is deeper; weights as x3d_xs."""
-    return _build("x3d_l", L_SPEC, 5.0, stream, num_classes, weights, frames, crop)
+_SIZES = {"x3d_xs": (XS_SPEC, 2.2), "x3d_s": (S_SPEC, 2.2), "x3d_m": (M_SPEC, 2.2), "x3d_l": (L_SPEC, 5.0)}
+for _name, (_spec, _depth) in _SIZES.items():
+    register(
+        _name, paper="Feichtenhofer, CVPR 2020", streams=STREAMS, weights_from="pytorchvideo ('pretrained'), SlowFast"
+    )(partial(_x3d, _name, _spec, _depth, frames=_spec.frames, crop=_spec.crop))

@@ -13,10 +13,12 @@ COMPARISONS.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import plain_networks
 import timm
 import torch
 from _common import save, table
@@ -24,10 +26,11 @@ from bench_fusion import Comparison, measure
 from torch import Tensor, nn
 from torchvision.models import video
 
-from actionfuse.backbones import Backbone, create_backbone
+from actionfuse.backbones import Backbone, create_backbone, pool_clip
+from actionfuse.backbones._inception import ConvUnit
 from actionfuse.backbones._stage_net import pytorchvideo
-from actionfuse.backbones.gate_shift import GSM
-from actionfuse.backbones.mvit import V2
+from actionfuse.backbones.ego_rnn import EgoRNNTrunk
+from actionfuse.backbones.mvit import V1, V2, Version
 from actionfuse.backbones.tsm import TSM
 
 
@@ -81,76 +84,70 @@ def tsm(setting: Setting) -> dict[str, Backbone]:
     }
 
 
-class Unfolded(nn.Module):
-    """Convolution, norm and ReLU one after another."""
-
-    def __init__(self, unit: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.norm = unit.get_submodule("conv"), unit.get_submodule("norm")
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.norm(self.conv(maps)).relu_()
-
-
-def _unfold(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if hasattr(child, "fold"):
-            setattr(module, name, Unfolded(child))
-        else:
-            _unfold(child)
-
-
-def bninception(setting: Setting) -> dict[str, Backbone]:
+def bninception(setting: Setting) -> dict[str, nn.Module]:
     """The trunk with norms folded into convolutions against the same layer by layer."""
-    plain = create_backbone("bninception", num_classes=400)
-    for block in plain.get_submodule("body").children():
-        _unfold(block)
-    return {"layer by layer": plain, "bninception": create_backbone("bninception", num_classes=400)}
+    plain = plain_networks.replace_all(create_backbone("bninception"), ConvUnit, plain_networks.ConvNormRelu)
+    return {"layer by layer": plain, "bninception": create_backbone("bninception")}
 
 
-class PlainGSM(GSM):
-    """As it is mostly written: a contiguous copy in (B, C, T, H, W), then steps one by one."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        x = maps.transpose(1, 2).contiguous()
-        gates = torch.tanh(self.conv3D(torch.relu(self.bn(x))))
-        half, found = x.shape[1] // 2, []
-        for group in (0, 1):
-            part = x[:, group * half : (group + 1) * half]
-            gated = gates[:, group : group + 1] * part
-            rest, none = part - gated, torch.zeros_like(part[:, :, :1])
-            gated = torch.cat((gated[:, :, 1:], none) if group == 0 else (none, gated[:, :, :-1]), 2)
-            joined = (gated + rest).unflatten(1, (2, -1)).transpose(1, 2).contiguous()
-            found.append(joined.flatten(1, 2))
-        return torch.cat(found, 1).transpose(1, 2).contiguous()
-
-
-def gsm(setting: Setting) -> dict[str, Backbone]:
+def gates(name: str) -> Callable[[Setting], dict[str, nn.Module]]:
     """Gates as they are mostly written against ours."""
-    plain = create_backbone("gsm:bninception", num_classes=400)
-    for module in list(plain.modules()):
-        if isinstance(gate := getattr(module, "gate", None), GSM):
-            written = PlainGSM(gate.channels).eval()
-            written.load_state_dict(gate.state_dict())
-            module.add_module("gate", written)
-    return {"plain gates": plain, "gsm:bninception": create_backbone("gsm:bninception", num_classes=400)}
+
+    def compare(setting: Setting) -> dict[str, nn.Module]:
+        return {f"{name}, plain gates": plain_networks.plain_gates(create_backbone(name)), name: create_backbone(name)}
+
+    return compare
 
 
-class FrameByFrame(nn.Module):
-    """A network of images on every frame of a clip, its logits averaged."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.network(clips.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(clips), -1)).mean(1)
+def gated_resnets(setting: Setting) -> dict[str, nn.Module]:
+    """What gates cost: against the ResNet alone."""
+    return {name: create_backbone(name) for name in ("tsn:resnet50", "gsm:resnet50", "gsf:resnet50")}
 
 
 def tsn(setting: Setting) -> dict[str, nn.Module]:
     """Frames through timm's network."""
-    plain = FrameByFrame(timm.create_model("resnet50", num_classes=400))
+    plain = plain_networks.FrameByFrame(timm.create_model("resnet50", num_classes=400))
     return {"timm, frame by frame": plain, "tsn:resnet50": Classified(create_backbone("tsn:resnet50", num_classes=400))}
+
+
+def written(name: str, plain: Callable[[], nn.Module], **options: object) -> Callable[[Setting], dict[str, nn.Module]]:
+    """A published network as it is mostly written, maps against maps."""
+
+    def compare(setting: Setting) -> dict[str, nn.Module]:
+        return {f"{name}, plain": plain(), name: create_backbone(name, **options)}
+
+    return compare
+
+
+def c3d(setting: Setting) -> dict[str, nn.Module]:
+    ours = create_backbone("c3d", num_classes=400, frames=setting.frames, crop=setting.size)
+    return {"c3d, plain": plain_networks.C3D(copy.deepcopy(ours)), "c3d": Classified(ours)}
+
+
+def trn(setting: Setting) -> dict[str, nn.Module]:
+    ours = Classified(create_backbone("trn:resnet50", num_classes=400, frames=setting.frames))
+    return {"trn:resnet50, plain": plain_networks.TRN(setting.frames), "trn:resnet50": ours}
+
+
+def slow_fusion(setting: Setting) -> dict[str, nn.Module]:
+    ours = create_backbone("karpathy:resnet50", num_classes=400, frames=setting.frames)
+    return {"slow fusion, plain": plain_networks.SlowFusion(), "karpathy:resnet50": Classified(ours)}
+
+
+class Attended(nn.Module):
+    def __init__(self, trunk: EgoRNNTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, clips: Tensor) -> Tensor:
+        found = self.trunk.attend(clips)
+        return found.logits.mean((0, 2)) + found.cam.mean((0, 1, 3, 4))
+
+
+def ego_rnn(setting: Setting) -> dict[str, nn.Module]:
+    trunk = create_backbone("ego_rnn")
+    assert isinstance(trunk, EgoRNNTrunk)
+    return {"ego-rnn, plain": plain_networks.Attended(), "ego_rnn": Attended(trunk)}
 
 
 class Classified(nn.Module):
@@ -179,39 +176,80 @@ def of_pytorchvideo(name: str) -> Callable[[Setting], dict[str, nn.Module]]:
 
     def compare(setting: Setting) -> dict[str, nn.Module]:
         network = getattr(pytorchvideo("hub"), name)(pretrained=False)
-        return {f"pytorchvideo {name}": nn.Sequential(*list(network.blocks)[:-1]), name: create_backbone(name)}
+        stages: list[nn.Module] = list(network.blocks)[:-1]
+        if name.startswith("x3d"):
+            head = network.blocks[-1].pool
+            stages += [head.pre_conv, head.pre_norm, head.pre_act]
+        return {f"pytorchvideo {name}": nn.Sequential(*stages), name: create_backbone(name)}
 
     return compare
 
 
-def mvit(setting: Setting) -> dict[str, nn.Module]:
+def slowfast(setting: Setting) -> dict[str, nn.Module]:
+    """pytorchvideo's stages, the pathways cut from the clip, both pooled."""
+    plain = plain_networks.TwoPathways(pytorchvideo("hub").slowfast_r50(pretrained=False))
+    return {"pytorchvideo slowfast_r50": plain, "slowfast_r50": Pooled(create_backbone("slowfast_r50"))}
+
+
+class Pooled(nn.Module):
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return pool_clip(self.backbone(clips))
+
+
+def s3d(setting: Setting) -> dict[str, nn.Module]:
+    """torchvision's stages; its head pools one size of clip only."""
+    return {"torchvision s3d": video.s3d().features, "s3d": create_backbone("s3d")}
+
+
+def mvit(name: str, version: Version) -> Callable[[Setting], dict[str, nn.Module]]:
     """torchvision's network, built for this size of clip."""
-    plain = video.mvit.MViT(
-        spatial_size=(setting.size, setting.size),
-        temporal_size=setting.frames,
-        block_setting=V2.blocks(),
-        residual_pool=V2.residual_pool,
-        residual_with_cls_embed=False,
-        rel_pos_embed=V2.relative,
-        proj_after_attn=V2.widen_in_attention,
-        stochastic_depth_prob=0.2,
-    )
-    ours = create_backbone("mvit_v2_s", num_classes=400, frames=setting.frames, crop=setting.size)
-    return {"torchvision mvit_v2_s": plain, "mvit_v2_s": Classified(ours)}
+
+    def compare(setting: Setting) -> dict[str, nn.Module]:
+        plain = video.mvit.MViT(
+            spatial_size=(setting.size, setting.size),
+            temporal_size=setting.frames,
+            block_setting=version.blocks(),
+            residual_pool=version.residual_pool,
+            residual_with_cls_embed=False,
+            rel_pos_embed=version.relative,
+            proj_after_attn=version.widen_in_attention,
+            stochastic_depth_prob=0.2,
+        )
+        ours = create_backbone(name, num_classes=400, frames=setting.frames, crop=setting.size)
+        return {f"torchvision {name}": plain, name: Classified(ours)}
+
+    return compare
 
 
 COMPARISONS: dict[str, Callable[[Setting], Mapping[str, nn.Module]]] = {
     "tsm": tsm,
-    "bninception": bninception,
-    "gsm": gsm,
     "tsn": tsn,
+    "gates": gated_resnets,
+    "bninception": bninception,
+    **{name: gates(name) for name in ("gsm:bninception", "gsm:inception_v3", "gsf:resnet50")},
+    "trn": trn,
+    "slow_fusion": slow_fusion,
+    "ego_rnn": ego_rnn,
+    "i3d": written("i3d", plain_networks.i3d),
+    "i3d_r50_nln": written("i3d_r50_nln", plain_networks.i3d_r50_nln),
+    "p3d63": written("p3d63", plain_networks.p3d),
+    "c3d": c3d,
+    "s3d": s3d,
+    "slowfast": slowfast,
+    "mvit_v1_b": mvit("mvit_v1_b", V1),
+    "mvit_v2_s": mvit("mvit_v2_s", V2),
     **{name: of_torchvision(name) for name in ("r3d_18", "mc3_18", "r2plus1d_18", "swin3d_t")},
-    "mvit": mvit,
-    **{name: of_pytorchvideo(name) for name in ("i3d_r50", "slow_r50", "c2d_r50", "r2plus1d_r50", "csn_r101")},
+    **{name: of_pytorchvideo(name) for name in ("i3d_r50", "slow_r50", "c2d_r50", "r2plus1d_r50", "csn_r101", "x3d_s")},
 }
+# Fewest frames and least side of networks that take no less.
+LEAST = {"c3d": (16, 32), "p3d63": (16, 32), "s3d": (8, 32), "slow_fusion": (10, 32), "gsm:inception_v3": (1, 96)}
 # What a name may cost at most, as a ratio to the plain one.
 LIMIT = 1.05
-LIMITS = {"tsm:resnet50": 1.10}
+LIMITS = {"tsm:resnet50": 1.10, "gsm:resnet50": 1.10, "gsf:resnet50": 1.10}
 
 # --- timing
 
@@ -239,13 +277,16 @@ def report(title: str, found: dict[str, list[float]]) -> str:
     for name, seconds in found.items():
         ratios = [b / a for a, b in zip(found[plain], seconds, strict=True)]
         told = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}..{max(ratios):.2f})" if name != plain else "1"
-        limit = "" if name in (plain, "plain shift") else f"<= {LIMITS.get(name, LIMIT):g}"
+        most = LIMITS.get(name, LIMIT) if plain.startswith("tsn") else LIMIT
+        limit = "" if name in (plain, "plain shift") else f"<= {most:g}"
         rows.append([name, f"{1000 * statistics.median(seconds):.2f}", told, limit])
     return f"### {title}\n\n{table(['', 'ms', 'times the plain one', 'aim'], rows)}\n"
 
 
-def compare(name: str, setting: Setting, rounds: int) -> list[str]:
+def compare(name: str, setting: Setting, rounds: int, least_seconds: float) -> list[str]:
     """Forward, and forward and backward, of one comparison."""
+    frames, size = LEAST.get(name, (1, 1))
+    setting = replace(setting, frames=max(setting.frames, frames), size=max(setting.size, size))
     clips, parts = setting.clips(), []
     networks = COMPARISONS[name](setting)
     for mode, make in (("forward", _forward), ("forward and backward, training", _training)):
@@ -255,8 +296,8 @@ def compare(name: str, setting: Setting, rounds: int) -> list[str]:
             if setting.compiled:
                 placed.compile()
             contenders[label] = make(placed, clips)
-        comparison = Comparison(title=f"{name}, {mode}", contenders=contenders, wanted={})
-        parts.append(report(comparison.title, measure(comparison, rounds, setting.device)))
+        comparison = Comparison(title=f"{name}, {mode}, {tuple(clips.shape)}", contenders=contenders, wanted={})
+        parts.append(report(comparison.title, measure(comparison, rounds, setting.device, least_seconds)))
     return parts
 
 
@@ -270,6 +311,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="pixels of a frame's side")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--least", type=float, default=0.2, metavar="SECONDS", help="that one turn takes")
+    parser.add_argument("--part", default="", metavar="WORD", help="ends the file's name, where a run is done in parts")
     args = parser.parse_args()
     if unknown := set(args.names) - set(COMPARISONS):
         parser.error(f"nothing is called {', '.join(sorted(unknown))}; there are {', '.join(COMPARISONS)}")
@@ -285,9 +328,15 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     how = "compiled" if args.compile else "eager"
     parts = [f"{where}, {args.dtype}, {how}, clips {tuple(setting.clips().shape)}, {args.rounds} rounds\n"]
-    for name in args.names or COMPARISONS:
-        parts += [f"## {name}\n", *compare(name, setting, args.rounds)]
-    size = f"{args.frames}x{args.size}"
+    try:
+        for name in args.names or COMPARISONS:
+            parts += [f"## {name}\n", *compare(name, setting, args.rounds, args.least)]
+    finally:  # a run that was stopped keeps what it has
+        _save(args, how, parts)
+
+
+def _save(args: argparse.Namespace, how: str, parts: list[str]) -> None:
+    size = f"{args.frames}x{args.size}" + (f"-{args.part}" if args.part else "")
     save(f"backbones-{args.device}-{args.dtype}-{how}-{size}", "Backbones", "\n".join(parts))
 
 

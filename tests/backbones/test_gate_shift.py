@@ -4,6 +4,7 @@ import golden_cases
 import pytest
 import torch
 import torch.nn.functional as F
+from published_names import inception_v3_name
 from torch.utils.flop_counter import FlopCounterMode
 
 from actionfuse.backbones import create_backbone, list_backbones, pool_space
@@ -151,44 +152,21 @@ def test_gates_stand_where_the_public_networks_have_them():
     assert gated[0] == every - moved | {"body.mixed_3.units.tower_conv.conv"}
 
 
-def published_v3(kind: str, backbone) -> dict[str, torch.Tensor]:
-    """The state of one of ours by the names of the public InceptionV3, written out by its rule."""
-    state = {}
-    for key, tensor in backbone.state_dict().items():
-        parts = key.split(".")
-        if parts[0] == "head":
-            state[f"new_fc.{parts[1]}"] = tensor
-            continue
-        name = f"{parts[1]}_{parts[3]}" if parts[2] == "units" else parts[1]
-        rest = parts[4:] if parts[2] == "units" else parts[2:]
-        if rest[:2] == ["conv", "gate"]:
-            state[f"base_model.{kind}_{name}_Conv2D." + ".".join(rest[2:])] = tensor
-        else:
-            state[f"base_model.{name}_{ {'conv': 'Conv2D', 'norm': 'batchnorm'}[rest[0]] }.{rest[1]}"] = tensor
-    return state
-
-
-@pytest.mark.parametrize("kind", ["gsm", "gsf"])
-def test_inception_v3_checkpoints(tmp_path, kind):
-    torch.manual_seed(0)
-    source = create_backbone(f"{kind}:inception_v3", num_classes=174)
-    state = published_v3(kind, source)
-    assert f"base_model.{kind}_mixed_8_tower_conv_Conv2D.conv3D.weight" in state
+def test_names_and_input_of_inception_v3():
+    with torch.device("meta"):
+        network = create_backbone("gsm:inception_v3")
+    state = {inception_v3_name(key, "gsm"): tensor for key, tensor in network.state_dict().items()}
+    assert "base_model.gsm_mixed_8_tower_conv_Conv2D.conv3D.weight" in state
     assert "base_model.mixed_10_tower_1_mixed_conv_1_batchnorm.running_var" in state
     assert state["base_model.mixed_4_tower_conv_1_Conv2D.weight"].shape == (128, 128, 7, 1)
-    path = tmp_path / "checkpoint.pth.tar"
-    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, path)
-    loaded = create_backbone(f"{kind}:inception_v3", weights=path)
-    assert loaded.num_classes == 174 and loaded.input_spec.crop == 229
-    assert loaded.input_spec.resize_side == 261
-    for key, tensor in source.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], tensor), key
+    assert (network.input_spec.crop, network.input_spec.resize_side) == (229, 261)
 
 
 def test_training_starts_from_image_weights_without_gates(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "plain.pth"
-    plain = {key: x for key, x in published_v3("gsm", create_backbone("gsm:inception_v3")).items() if "gsm" not in key}
+    whole = create_backbone("gsm:inception_v3").state_dict()
+    plain = {inception_v3_name(key, "gsm"): tensor for key, tensor in whole.items() if ".gate." not in key}
     torch.save({key.removeprefix("base_model."): tensor for key, tensor in plain.items()}, path)
     network = create_backbone("gsm:inception_v3", weights=path)
     assert torch.equal(
@@ -201,22 +179,10 @@ def test_training_starts_from_image_weights_without_gates(tmp_path):
     assert torch.equal(network.network.layer4[1].conv2.weight, images["layer4.1.conv2.weight"])
 
 
-def test_gsf_resnet_checkpoint(tmp_path):
-    """{'model_state_dict'} of the whole network; RGB of 0..1, unlike the Inceptions."""
-    torch.manual_seed(0)
-    source = create_backbone("gsf:resnet50", num_classes=174)
-    state = {}
-    for key, tensor in source.state_dict().items():
-        name = key.removeprefix("network.").replace("conv3.gate.", "gsf.")
-        state["module." + (f"new_{name}" if name.startswith("fc.") else f"base_model.{name}")] = tensor
-    path = tmp_path / "gsf.pth.tar"
-    torch.save({"model_state_dict": state, "epoch": 60}, path)
-    loaded = create_backbone("gsf:resnet50", weights=path)
-    assert loaded.num_classes == 174 and loaded.input_spec.channel_order == "rgb"
-    for key, tensor in source.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], tensor), key
+def test_a_gated_file_is_called_by_its_name_elsewhere(tmp_path):
+    torch.save({"base_model.layer1.0.gsf.conv3D.weight": torch.zeros(1)}, tmp_path / "gsf.pth.tar")
     with pytest.raises(ValueError, match="looks like a file of swathikirans/GSF"):
-        create_backbone("tsn:resnet50", weights=path)
+        create_backbone("tsn:resnet18", weights=tmp_path / "gsf.pth.tar")
 
 
 @pytest.mark.parametrize(
