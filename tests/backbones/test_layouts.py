@@ -504,6 +504,28 @@ def test_layout(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.layout in text and "1 missing: " in text and "1 left over: " in text and "_stray" in text
 
 
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("ptv slow ava", "detection=True"),
+        ("slowfast ava", "detection=True"),
+        ("caffe2 slow ava", "detection=True"),
+        ("slowfast mvit v1", "pool_last_keys=False"),
+        ("tsm, block", "place='block'"),
+        ("tsm, non-local", "non_local=True"),
+    ],
+)
+@pytest.mark.usefixtures("weightless")
+def test_options_that_weights_were_trained_with_are_asked_for(
+    name: str, wanted: str, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = ROWS[name]
+    write(row, numbered(row.names()), tmp_path / "weights", monkeypatch)
+    others = {key: value for key, value in row.options.items() if key in ("frames", "crop")}
+    with pytest.raises(ValueError, match=wanted):
+        create_backbone(row.backbone, weights=tmp_path / "weights", **others)
+
+
 def test_every_published_layout_is_in_the_table() -> None:
     told = {layout.name for layout in _PUBLISHED}
     told -= {"Inception-v3 of tsn-pytorch"}  # where training starts: test_gate_shift.py

@@ -7,8 +7,10 @@ from torch import nn
 from torchvision.models import video as tv
 
 from actionfuse.backbones import create_backbone
+from actionfuse.backbones._stage_net import pytorchvideo
 from actionfuse.backbones.catalog import count_macs
 from actionfuse.backbones.convert import install, recognise
+from actionfuse.backbones.i3d_resnet import NonLocal
 from actionfuse.backbones.slowfast import slow_frames
 
 # Golden case -> our name, and whether its published head ends in a softmax.
@@ -147,3 +149,47 @@ def test_csn_of_152_layers_adds_what_its_weights_were_trained_with():
         for name, eps in (("csn_r101", 1e-5), ("csn_r152", 1e-3)):
             norms = [m for m in create_backbone(name).modules() if isinstance(m, nn.BatchNorm3d)]
             assert {norm.eps for norm in norms} == {eps}
+
+
+def test_detection_is_pytorchvideos_network_with_the_frame_for_a_box():
+    theirs = pytorchvideo("hub").slow_r50_detection(pretrained=False).eval()
+    with torch.device("meta"):
+        network = create_backbone("slow_r50", num_classes=80, detection=True)
+    network.load_state_dict(network.layouts[0].convert(theirs.state_dict()), assign=True)
+    clips = torch.randn(1, 3, 4, 48, 64)
+    with torch.inference_mode():
+        maps = theirs.model(clips)
+        torch.testing.assert_close(network(clips), maps)
+        assert maps.shape[2:] == network.output_size(4, 48, 64) == (4, 3, 4)
+        box = maps.mean(2).amax((2, 3))
+        torch.testing.assert_close(network.classify(maps), theirs.detection_head.proj(box))
+
+
+def test_nonlocal_blocks_of_slowfast_stand_on_the_slow_pathway_and_start_as_identity():
+    with torch.device("meta"):
+        network = create_backbone("slowfast_r101_50_50_nln")
+    found = [name for name, module in network.named_modules() if isinstance(module, NonLocal)]
+    assert found == [f"trunk.3.multipathway_blocks.0.res_blocks.{k}.nonlocal" for k in (6, 13, 20)]
+    block = network.get_submodule(found[0]).to_empty(device="cpu").eval()
+    for name, tensor in block.state_dict().items():
+        tensor.fill_(0.0 if name == "norm.weight" else 0.5)
+    maps = torch.randn(1, 1024, 2, 2, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(maps), maps + 0.5)  # the norm's offset alone
+
+
+def test_c2d_without_its_pooling_keeps_all_frames():
+    with torch.device("meta"):
+        plain, pooled = create_backbone("c2d_r50", temporal_pool=False), create_backbone("c2d_r50")
+    assert set(plain.state_dict()) == set(pooled.state_dict())
+    clips = torch.empty(1, 3, 5, 32, 32, device="meta")
+    assert plain(clips).shape[2:] == plain.output_size(5, 32, 32) == (5, 1, 1)
+    assert pooled(clips).shape[2] == 2
+
+
+def test_mvit_without_pooled_keys_in_its_last_blocks():
+    with torch.device("meta"):
+        network = create_backbone("mvit_v1_b", frames=4, crop=64, pool_last_keys=False)
+    pooled = [number for number, block in enumerate(network.blocks) if block.attn.pool_k is not None]
+    assert pooled == list(range(14))
+    assert network(torch.empty(1, 3, 4, 64, 64, device="meta")).shape[2:] == network.output_size(4, 64, 64)
