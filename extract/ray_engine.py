@@ -26,8 +26,9 @@ from ..pipeline.types import BoxTracks
 from .objects import Objects, open_objects
 from .plan import ClipPlan, Task
 from .shards import Shard, ShardPlan, done_shards, read_plan
-from .workers import Clips, Decoded, Lost, Pool
+from .workers import MOST_LOST_STARTS, Clips, Decoded, Lost, Pool
 
+START_SECONDS = 600.0  # without any decode actor, or any model actor: nodes may be on their way
 CLIPS_UNDER_WAY = 4  # objects per decode actor that wait for the model actor
 SHARD_ATTEMPTS = 5
 DECODER_CPUS = 1.0
@@ -85,6 +86,9 @@ class _Decoder:
     def __init__(self, plans: tuple[ClipPlan, ...], timeout_seconds: float) -> None:
         self._pool = Pool(plans, 1, timeout_seconds)
 
+    def alive(self) -> None:
+        """Comes back where the actor has found a CPU and started."""
+
     def decode(self, tasks: tuple[Task, ...], boxes: BoxTracks | None) -> Iterator[Any]:
         """What a pool's `events` give of these tasks, with clips as arrays of their own."""
         self._pool.submit(0, tasks, boxes)
@@ -102,6 +106,7 @@ class _Decoder:
 @dataclass
 class _Remote:
     actor: Any
+    started: Any  # what `alive` gives; None once it has
     tasks: tuple[Task, ...] = ()
     boxes: BoxTracks | None = None
     stream: Any = None
@@ -113,14 +118,31 @@ class RayPool:
     def __init__(self, plans: tuple[ClipPlan, ...], decoders: int, timeout_seconds: float) -> None:
         self._ray = _ray()
         self._plans, self._timeout_seconds = plans, timeout_seconds
-        self._remotes = [_Remote(self._start()) for _ in range(decoders)]
+        self._remotes = [self._start() for _ in range(decoders)]
+        self._seen = time.monotonic()  # a decode actor that was alive
 
-    def _start(self) -> Any:
+    def _start(self) -> _Remote:
         kind = self._ray.remote(num_cpus=DECODER_CPUS, max_restarts=0, scheduling_strategy="SPREAD")(_Decoder)
-        return kind.remote(self._plans, self._timeout_seconds)
+        actor = kind.remote(self._plans, self._timeout_seconds)
+        return _Remote(actor, actor.alive.remote())
 
     def idle(self) -> int | None:
-        return next((number for number, remote in enumerate(self._remotes) if not remote.tasks), None)
+        """One that has started: where a node is lost, others may wait for a CPU that never comes."""
+        waiting = {remote.started: number for number, remote in enumerate(self._remotes) if remote.started is not None}
+        ready = self._ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0] if waiting else []
+        for reference in ready:
+            number = waiting[reference]
+            try:
+                self._ray.get(reference)
+                self._remotes[number].started = None
+            except self._ray.exceptions.RayError:
+                self._remotes[number] = self._start()
+        alive = [number for number, remote in enumerate(self._remotes) if remote.started is None]
+        if alive:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > START_SECONDS:
+            raise RuntimeError(f"no decode actor has started for {START_SECONDS:g} s: the cluster has no CPU for one")
+        return next((number for number in alive if not self._remotes[number].tasks), None)
 
     @property
     def busy(self) -> bool:
@@ -151,7 +173,7 @@ class RayPool:
             except self._ray.exceptions.RayError as error:
                 # the actor or its node is gone, not by the video's fault as far as anybody knows
                 event = Lost(remote.tasks, remote.boxes, f"the decode actor died ({type(error).__name__})", True)
-                remote.actor = self._start()
+                self._remotes[number] = self._start()
             if isinstance(event, (Decoded, Lost)):
                 remote.tasks, remote.boxes, remote.stream = (), None, None
             if isinstance(event, Clips):
@@ -163,11 +185,10 @@ class RayPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for remote in self._remotes:
+        for number, remote in enumerate(self._remotes):
             if remote.tasks:  # broken off: nobody reads what it still sends
                 self._ray.kill(remote.actor)
-                remote.actor = self._start()
-                remote.tasks, remote.boxes, remote.stream = (), None, None
+                self._remotes[number] = self._start()
 
 
 class _Model:
@@ -188,6 +209,9 @@ class _Model:
             self._pool = RayPool(plans, self._decoders, timeout_seconds)
         return self._pool
 
+    def alive(self) -> None:
+        """Comes back where the actor has found its place, and its model is built."""
+
     def run(self, number: int) -> int:
         return self._job.run_shard(self._shards[number])
 
@@ -204,41 +228,61 @@ def run_on_ray(objects: Objects, plan: ShardPlan, args: argparse.Namespace) -> i
     running = {"device": args.device, "workers": decoders, "timeout": args.timeout, "quiet": True, "traceback": False}
     kind = ray.remote(num_cpus=MODEL_CPUS, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD")(_Model)
 
-    def start() -> Any:
-        return kind.remote(root, running, decoders)
+    actors: list[Any] = [None] * models
+    starting: dict[Any, int] = {}
 
-    actors = [start() for _ in range(models)]
+    def start(number: int) -> None:
+        actors[number] = kind.remote(root, running, decoders)
+        starting[actors[number].alive.remote()] = number
+
+    for number in range(models):
+        start(number)
+    idle: deque[int] = deque()  # that have started: where a node was lost, others may wait for a place that never comes
     under_way: dict[Any, tuple[int, Shard]] = {}
-    done = worst = 0
+    done = worst = lost_starts = 0
     try:
-        idle = deque(range(models))
         while todo or under_way:
             while todo and idle:
                 number, shard = idle.popleft(), todo.popleft()
                 under_way[actors[number].run.remote(shard.number)] = number, shard
-            ready, _ = ray.wait(list(under_way), num_returns=1)
-            number, shard = under_way.pop(ready[0])
+            patience = None if under_way else START_SECONDS
+            ready, _ = ray.wait([*under_way, *starting], num_returns=1, timeout=patience)
+            if not ready:
+                raise RuntimeError(
+                    f"no model actor has started for {START_SECONDS:g} s: the cluster has no room for one"
+                )
+            number, shard = under_way.pop(ready[0], (starting.pop(ready[0], -1), None))
             try:
                 code = ray.get(ready[0])
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, ValueError):  # the same in every attempt
                     raise cause from error
-                attempts[shard.number] = attempts.get(shard.number, 0) + 1
                 words = str(error).strip().splitlines()
-                print(f"shard {shard.number}: {type(error).__name__}: {words[-1] if words else ''}", file=sys.stderr)
-                if attempts[shard.number] == SHARD_ATTEMPTS:
-                    print(f"shard {shard.number} failed {SHARD_ATTEMPTS} times and is left out", file=sys.stderr)
-                    worst = 1
+                what = "a model actor" if shard is None else f"shard {shard.number}"
+                print(f"{what}: {type(error).__name__}: {words[-1] if words else ''}", file=sys.stderr)
+                if shard is None:
+                    lost_starts += 1
+                    if lost_starts == MOST_LOST_STARTS:
+                        raise RuntimeError(
+                            f"model actors ended {lost_starts} times as they started: {error}"
+                        ) from error
                 else:
-                    todo.append(shard)
+                    attempts[shard.number] = attempts.get(shard.number, 0) + 1
+                    if attempts[shard.number] == SHARD_ATTEMPTS:
+                        print(f"shard {shard.number} failed {SHARD_ATTEMPTS} times and is left out", file=sys.stderr)
+                        worst = 1
+                    else:
+                        todo.append(shard)
                 ray.kill(actors[number])
-                actors[number] = start()
-            else:
+                start(number)
+                continue
+            idle.append(number)
+            lost_starts = 0
+            if shard is not None:
                 worst, done = max(worst, code), done + 1
                 if not args.quiet:
                     print(f"{done} shards done, {len(todo) + len(under_way)} to do", file=sys.stderr)
-            idle.append(number)
     finally:
         for actor in actors:
             ray.kill(actor)
