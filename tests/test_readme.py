@@ -1,7 +1,8 @@
 """The README tells the truth: its commands and its Python run here, on small videos, as a reader would run them.
 
 How a fenced block is read:
-    console   `$ command` lines run in order, all blocks in one folder that holds `videos/` and `mixed/`. Lines below a
+    console   `$ command` lines run in order, all blocks in one folder that holds `videos/` and `mixed/`; the first by a
+              shell, further plain calls of actionfuse by a process that has torch imported already. Lines below a
               command are its output: each must be among what it really printed. Numbers (times, sizes, rates), the
               width of gaps and drawn bars may differ; a line `...` stands for any others.
     python    runs, all blocks in one interpreter, in that same folder after the commands.
@@ -12,6 +13,7 @@ A block in any other language that is not marked fails.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from sample_videos import write_damaged_copy, write_sample_folder
+from warm_program import WarmProgram
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -95,25 +98,36 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def plain_call(command: str) -> list[str] | None:
+    """The words after `actionfuse`; None for what needs a shell."""
+    words = shlex.split(command.replace("\\\n", " "))
+    unquoted = re.sub("'[^']*'", "", command)
+    return words[1:] if words[0] == "actionfuse" and not re.search(r"[|&;<>$`*?]", unquoted) else None
+
+
 def test_everything_runs_in_order(folder):
     programs = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": programs + os.pathsep + os.environ["PATH"], "COLUMNS": "120", "NO_COLOR": "1"}
 
-    def run(*command: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
+    def run(*command: str) -> tuple[int, str]:
+        done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
+        return done.returncode, done.stdout + done.stderr
 
-    for block in BLOCKS:
-        if not block.runs or block.language != "console":
-            continue
-        commands = block.commands()
-        exit_codes = [0] * (len(commands) - 1) + [int(block.note.removeprefix("exit code: ") or 0)]
-        for (command, shown), exit_code in zip(commands, exit_codes, strict=True):
-            done = run("bash", "-c", command)
-            printed = done.stdout + done.stderr
-            assert done.returncode == exit_code, f"README.md:{block.line}: $ {command}\n{printed}"
-            assert missing_lines(shown, printed) == [], f"README.md:{block.line}: $ {command}\n{printed}"
+    by_shell = True
+    with WarmProgram(environment) as warm:
+        for block in BLOCKS:
+            if not block.runs or block.language != "console":
+                continue
+            commands = block.commands()
+            exit_codes = [0] * (len(commands) - 1) + [int(block.note.removeprefix("exit code: ") or 0)]
+            for (command, shown), expected in zip(commands, exit_codes, strict=True):
+                words = None if by_shell else plain_call(command)
+                by_shell = False
+                code, printed = run("bash", "-c", command) if words is None else warm(words, folder, folder / "output")
+                assert code == expected, f"README.md:{block.line}: $ {command}\n{printed}"
+                assert missing_lines(shown, printed) == [], f"README.md:{block.line}: $ {command}\n{printed}"
 
     # The Python examples come last: they may read what the commands wrote.
     code = ""
@@ -122,8 +136,15 @@ def test_everything_runs_in_order(folder):
             # Blank lines in front: a traceback then names the README's own lines.
             code += "\n" * (block.line - code.count("\n")) + block.body
     (folder / "README.py").write_text(code, encoding="utf-8")
-    done = run(sys.executable, "README.py")
-    assert done.returncode == 0, done.stderr
+    exit_code, printed = run(sys.executable, "README.py")
+    assert exit_code == 0, printed
+
+
+def test_which_commands_need_a_shell():
+    assert plain_call("actionfuse models 'swin3d*'") == ["models", "swin3d*"]
+    assert plain_call("actionfuse extract videos \\\n  --out x") == ["extract", "videos", "--out", "x"]
+    for command in ("actionfuse probe * ", "actionfuse probe x | head", "make demo"):
+        assert plain_call(command) is None
 
 
 def test_the_reading_of_blocks():
