@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 
 _LARGEST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
@@ -56,6 +55,8 @@ def paint_jet(grey: np.ndarray) -> np.ndarray:
 
     Between whole numbers the colours are mixed, so that float32 keeps what it tells apart.
     """
+    import cv2  # here, so that opening a video does not load it
+
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)[:, 0, ::-1]
     grey = grey[..., 0]
     if grey.dtype == np.uint8:

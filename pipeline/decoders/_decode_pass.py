@@ -41,6 +41,7 @@ class DecodePass:
         base = layout.time_base
         self._step = layout.untimed_step or float(1 / (layout.info.average_fps or 25.0) / float(base))
         self._exact = len(layout.key_ticks) > 0
+        self._shown_keys = layout.key_ticks + layout.key_lead
         alone = threads == 1 and layout.indexed
         self._least_jump = (MIN_JUMP_FRAMES_ALONE if alone else MIN_JUMP_FRAMES) * self._step
         self._open(opened)
@@ -165,7 +166,7 @@ class DecodePass:
                 self._reopen()
 
     def _key_before(self, limit: float) -> int:
-        return int(np.searchsorted(self.layout.key_ticks, limit, side="right")) - 1
+        return int(self._shown_keys.searchsorted(limit, side="right")) - 1
 
     def _worth_a_jump(self, k: int) -> bool:
         return k > 0 and self.layout.key_ticks[k] > self._read_ticks + self._least_jump
