@@ -219,8 +219,9 @@ def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
     with open_video(path, threads=1) as reader:
         for start in range(3, 500, 61):  # clips over key frames: nothing is decoded twice
             sent.clear()
-            shown = videos.read_codes(reader.frames_at([k / 25 for k in range(start, start + 40, 2)]).data)
-            assert shown == list(range(start, start + 40, 2)) and len(sent) <= start % 20 + 40 + 4
+            clip = list(range(start, start + 40, 4))
+            shown = videos.read_codes(reader.frames_at([k / 25 for k in clip]).data)
+            assert shown == clip and len(sent) <= start % 20 + 40 + 4
         sent.clear()
         assert videos.read_codes(reader.frames_at([1.0, 23.0, 12.02]).data) == [25, 575, 300]
         assert 3 < len(sent) < 80
