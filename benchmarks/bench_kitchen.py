@@ -158,7 +158,10 @@ def train(planned: Planned, work: Path, epochs: int | None) -> bool:
             for stream in runs.decoded(content["streams"]):
                 lend_stored(dataset, work / "frames" / stream, stream, runs.FRAMES_FPS)
     else:
-        for dataset in (trainer.train_set, *trainer.test_sets.values()):
+        # Training sees actions from all the distances that are tested, as RULSTM's steps do.
+        tasks = [dataset.task for dataset in trainer.test_sets.values()]
+        remember_samples(trainer.train_set, _MEMORY, tasks)
+        for dataset in trainer.test_sets.values():
             remember_samples(dataset, _MEMORY)
     # A run that was done, but killed before its results were kept, tests nothing again.
     results = trainer.run() or last_test(work / "runs" / planned.name)

@@ -11,7 +11,9 @@ import numpy as np
 
 from actionfuse.pipeline import open_video
 from actionfuse.pipeline.annotations import Segment
+from actionfuse.pipeline.protocols import Task
 from actionfuse.pipeline.samples import Sample, SegmentDataset
+from actionfuse.pipeline.sampling import draw
 from actionfuse.pipeline.types import Frames
 from actionfuse.pipeline.video import SizeLike, VideoInfo, VideoReader, scaled_size
 
@@ -83,25 +85,38 @@ def lend_stored(dataset: SegmentDataset, stored: Path, stream: str, fps: float) 
 
 
 Memory = dict[tuple[str, ...], Sample]
+_TASK = 11  # the part of a sample's draw that chooses among tasks
 
 
-def remember_samples(dataset: SegmentDataset, memory: Memory) -> None:
+def remember_samples(dataset: SegmentDataset, memory: Memory, tasks: Sequence[Task] = ()) -> None:
     """Keep the samples of a dataset that draws nothing (stored features, a rule without chance), for all who share
-    `memory`: the runs of one task on these streams or on some of them.
+    `memory`: the runs of one task on these streams or on some of them. All are read now, video by video.
+
+    tasks: of which each sample draws one, by (seed, epoch, index); none = the dataset's own.
     """
-    read = dataset.sample
-    where, names = f"{dataset.task} {dataset.sampling}", tuple(spec.name for spec in dataset.streams)
+    read, asked = dataset.sample, tuple(tasks) or (dataset.task,)
+    names = tuple(spec.name for spec in dataset.streams)
 
     def sample(segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        known = memory.get((where, segment.id, *names)) or memory.get((where, segment.id))
+        drawn = draw(dataset.seed, epoch, index, _TASK).integers(len(asked)) if len(asked) > 1 else 0
+        return replace(find(segment, asked[drawn]), index=index, epoch=epoch)
+
+    def find(segment: Segment, task: Task) -> Sample:
+        key = (f"{task} {dataset.sampling}", segment.id)
+        known = memory.get((*key, *names)) or memory.get(key)
         if known is None or not (known.error or known.streams.keys() >= set(names)):
-            known = read(segment, epoch, index)
+            dataset.task = task
+            known = read(segment)
             # What some streams cannot show, others may.
-            memory[(where, segment.id, *names) if known.error else (where, segment.id)] = known
+            memory[(*key, *names) if known.error else key] = known
         if known.error:
-            return replace(known, index=index, epoch=epoch)
+            return known
         some = ({name: part[name] for name in names} for part in (known.streams, known.masks, known.seconds))
         streams, masks, seconds = some
-        return replace(known, index=index, epoch=epoch, streams=streams, masks=masks, seconds=seconds)
+        return replace(known, streams=streams, masks=masks, seconds=seconds)
 
+    for segment in dataset.dataset.segments:
+        for task in asked:
+            find(segment, task)
+    dataset.task = asked[0]
     dataset.sample = sample

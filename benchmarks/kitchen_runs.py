@@ -60,22 +60,23 @@ HEADS = {**TUNING, "lr": 1e-3, "warmup_epochs": 1}
 TUNING_EPOCHS = {"rgb": 30, "flow": 16, "depth": 24, "ir": 16, "audio": 14}
 COMPOSITIONAL_EPOCHS = 20
 TUNING_AUGMENT = {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.5}
-HEAD_EPOCHS = 12
+HEAD_EPOCHS = {"recognition": 12, "anticipation": 16}
 
+WIDTH = 64  # of heads
 # method -> (head, its options)
 FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "concat": ("concat", {"dropout": 0.2}),
-    "late fusion": ("late_fusion", {"width": 128, "heads": 4}),
-    "MIF, parallel": ("mif_parallel", {"width": 128, "heads": 4}),
-    "MIF, progressive": ("mif_progressive", {"width": 128, "heads": 4}),
-    "MIMO without allocation": ("query", {"width": 128, "heads": 4}),
-    "MIMO": ("mimo", {"width": 128, "heads": 4, "allocation_weight": 0.1}),
-    "M-Mixer": ("mmixer", {"width": 128}),
+    "late fusion": ("late_fusion", {"width": WIDTH, "heads": 4}),
+    "MIF, parallel": ("mif_parallel", {"width": WIDTH, "heads": 4}),
+    "MIF, progressive": ("mif_progressive", {"width": WIDTH, "heads": 4}),
+    "MIMO without allocation": ("query", {"width": WIDTH, "heads": 4}),
+    "MIMO": ("mimo", {"width": WIDTH, "heads": 4, "allocation_weight": 0.1}),
+    "M-Mixer": ("mmixer", {"width": WIDTH}),
 }
 # What a single stream gets: its backbone's own linear classifier, or where order matters MIF's encoder and classifier.
 ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "recognition": ("concat", {"dropout": 0.2}),
-    "anticipation": ("late_fusion", {"width": 128, "heads": 4}),
+    "anticipation": ("late_fusion", {"width": WIDTH, "heads": 4}),
 }
 REALLOCATED = "MIMO with reallocation"
 INTERACTIVE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,8 +89,8 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "recognition": ({"kind": "recognition"}, {"rule": "ends"}, 8),
     "anticipation": (
         {"kind": "anticipation", "tau_a": 1.0, "tau_o": TAU_O, "test_tau_a": [t for t in TAU_A if t != 1.0]},
-        {"rule": "last"},
-        round(TAU_O * FEATURE_FPS),
+        {"rule": "last", "stride_frames": 2},  # rows of half a second, side by side
+        round(TAU_O * FEATURE_FPS / 2),
     ),
 }
 
@@ -153,8 +154,8 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
     """Heads on stored features: all seeds of the first, then the next ones."""
     for task in tasks:
         observed, sampling, rows = TASKS[task]
-        methods = {stream: (*ALONE[task], (stream,)) for stream in widths} | {
-            method: (*head, FUSED) for method, head in FUSIONS.items() if set(FUSED) <= set(widths)
+        methods = {method: (*head, FUSED) for method, head in FUSIONS.items() if set(FUSED) <= set(widths)} | {
+            stream: (*ALONE[task], (stream,)) for stream in widths
         }
         for seed in range(seeds):
             for method, (head, options, streams) in methods.items():
@@ -180,11 +181,11 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
                         "head": {"name": head, "options": options},
                         "optim": HEADS,
                         "run": {
-                            "epochs": HEAD_EPOCHS,
+                            "epochs": HEAD_EPOCHS[task],
                             "seed": seed,
                             "workers": 0,
                             "keep": 1,
-                            "test_every": HEAD_EPOCHS,
+                            "test_every": HEAD_EPOCHS[task],
                             "monitor": "action/top1_accuracy",
                         },
                     },

@@ -114,8 +114,9 @@ def _intro(about: Row) -> list[str]:
         "ceilings are computed: [docs/kitchen.md](../docs/kitchen.md).",
         f"- Features: rows of windows, {runs.FEATURE_FPS} a second, of whole videos, by `actionfuse extract` "
         f"({runs.PIECE} frames at {clip['fps']:g} fps; of sound 0.975 s). Heads see nothing else.",
-        f"- Heads: AdamW, learning rate {runs.HEADS['lr']:g}, batch {runs.HEADS['batch']}, {runs.HEAD_EPOCHS} epochs, "
-        "the same for all; nothing was chosen by scores on the validation split but what the notes below name.",
+        f"- Heads: width {runs.WIDTH}, AdamW, learning rate {runs.HEADS['lr']:g}, batch {runs.HEADS['batch']}, "
+        + ", ".join(f"{task} {epochs} epochs" for task, epochs in runs.HEAD_EPOCHS.items())
+        + ", the same for all.",
         f"- Backbones: AdamW, learning rate {tuned['lr']:g}, batch {tuned['batch']}, "
         + ", ".join(f"{stream} {epochs}" for stream, epochs in runs.TUNING_EPOCHS.items())
         + " epochs.",
@@ -139,7 +140,8 @@ _RECOGNITION = [
     "is that without.",
 ]
 _ANTICIPATION = [
-    f"Trained at tau_a = 1 s, tested at all, on the {runs.TAU_O:g} s before; a segment of which nothing can be seen",
+    f"On the {runs.TAU_O:g} s before, a row each half second. Training draws tau_a for each sample from those of the test,",
+    "as RULSTM's steps do; one model is tested at all of them. A segment of which nothing can be seen",
     "counts as wrong. Single streams: the encoder and classifier that MIF and late fusion have for each (`late_fusion`",
     "of one stream), since a mean over the rows, which `concat` takes, does not tell which action was the last.",
 ]
