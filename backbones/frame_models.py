@@ -38,10 +38,10 @@ from .convert import install, load_weights, published
 
 # Cells a side of Temporal Binding Network's spectrograms.
 _SPECTROGRAM_SIDE = 256
-# Poolings that read the patch tokens alone, so that maps are enough to classify.
 # Where timm keeps the blocks of a network that come one after another.
 _SERIES = ("blocks", "stages", "layers", "features")
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+# Poolings that read the patch tokens alone, so that maps are enough to classify.
 _TOKEN_AVERAGES = ("avg", "avgmax", "max")
 
 
