@@ -119,7 +119,7 @@ def command_of(words: Sequence[str], world: World, max_restarts: int, shutdown_s
         return plain
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={world.nnodes}"]
     command += [f"--nproc-per-node={world.nproc_per_node}", f"--max-restarts={max_restarts}"]
-    command += [f"--shutdown-timeout={shutdown_seconds}", "--monitor-interval=0.5"]
+    command += [f"--shutdown-timeout={shutdown_seconds}", "--monitor-interval=0.1"]
     if world.nnodes == "1":
         command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     elif world.elastic:

@@ -25,7 +25,7 @@ class Cluster:
     def start(self, host: int) -> None:
         rendezvous = f"is_host={'true' if host == 0 else 'false'},last_call_timeout=3,keep_alive_interval=2"
         command = [
-            *("torchrun", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=5", "--monitor-interval=0.5"),
+            *("torchrun", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=5", "--monitor-interval=0.1"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint={self.hosts.addresses[0]}:29500", "--rdzv-id=job"),
             *(f"--rdzv-conf={rendezvous}", f"--local-addr={self.hosts.addresses[host]}"),
             *("-m", "actionfuse.train", str(self.recipe), "--out", str(self.run), "--processes", "1:2"),
