@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actionfuse.cli import main
-from actionfuse.pipeline import open_video
+from actionfuse.pipeline import flow_command, open_video
 from actionfuse.pipeline.flow import FlowComputer, dequantise
 from actionfuse.pipeline.flow_files import pack_flow, read_flow_video, read_recipe, unpack_flow
 
@@ -52,6 +52,12 @@ def expected(videos):
     assert len(flow) == NUM_FRAMES - 1 and flow[..., 0].mean() == pytest.approx(-2, abs=0.3)
     assert flow[..., 1].mean() == pytest.approx(-1, abs=0.3)
     return data, flow, times
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Without children: starting one takes longer than these videos. Other tests have them."""
+    monkeypatch.setattr(flow_command, "guarded_map", lambda work, items, **_: ((item, work(item)) for item in items))
 
 
 def run(*arguments):
@@ -94,7 +100,7 @@ def test_packing_is_lossless_but_for_the_codes():
         ("epic", "u/frame_0000000039.jpg", "v/frame_0000000039.jpg"),
     ],
 )
-def test_jpg_pairs(videos, expected, tmp_path, names, u, v):
+def test_jpg_pairs(in_this_process, videos, expected, tmp_path, names, u, v):
     _, flow, times = expected
     assert run(videos / "x.mp4", "--out", tmp_path, "--as", "jpg", "--jpg-names", names) == 0
     files = files_in(tmp_path / "x.mp4")
@@ -107,7 +113,7 @@ def test_jpg_pairs(videos, expected, tmp_path, names, u, v):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-3), ("float32", 0)])
-def test_arrays(videos, expected, tmp_path, dtype, tolerance):
+def test_arrays(in_this_process, videos, expected, tmp_path, dtype, tolerance):
     _, flow, times = expected
     assert run(videos / "x.mp4", "--out", tmp_path, "--as", "npz", "--npz-dtype", dtype) == 0
     with np.load(tmp_path / "x.mp4.flow.npz") as arrays:
@@ -118,7 +124,7 @@ def test_arrays(videos, expected, tmp_path, dtype, tolerance):
     assert read_recipe(tmp_path / "x.mp4.flow.npz", "npz")["dtype"] == dtype
 
 
-def test_preview_shows_pictures_and_colours(videos, expected, tmp_path):
+def test_preview_shows_pictures_and_colours(in_this_process, videos, expected, tmp_path):
     data, _, _ = expected
     assert run(videos / "x.mp4", "--out", tmp_path, "--as", "preview", "--preview-max", "3") == 0
     assert read_recipe(tmp_path / "x.mp4.preview.mp4", "preview")["max_pixels"] == 3
@@ -132,7 +138,7 @@ def test_preview_shows_pictures_and_colours(videos, expected, tmp_path):
     assert blue > red + 50 and green > red + 50  # the wheel's cyan is to the left, a little up
 
 
-def test_fps_and_segments(videos, tmp_path):
+def test_fps_and_segments(in_this_process, videos, tmp_path):
     (tmp_path / "cut.csv").write_text(f"path,start_seconds,stop_seconds,id\n{videos / 'x.mp4'},0.4,1.0,cut\n")
     assert run(tmp_path / "cut.csv", "--out", tmp_path / "o", "--fps", "12.5") == 0
     (name,) = files_in(tmp_path / "o")
@@ -155,7 +161,7 @@ def test_the_rest_goes_on_and_a_second_call_does_nothing(videos, tmp_path, capsy
     assert run(videos / "x.mp4", "--out", tmp_path) == 0 and not (tmp_path / "failures.jsonl").exists()
 
 
-def test_other_settings_never_mix(videos, tmp_path, capsys):
+def test_other_settings_never_mix(in_this_process, videos, tmp_path, capsys):
     for kind in ("video", "jpg"):
         options = [videos / "sub", "--root", videos, "--out", tmp_path, "--as", kind]
         assert run(*options) == 0
