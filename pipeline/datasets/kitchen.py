@@ -60,8 +60,8 @@ def read(root: Path, split: str, *, boxes: bool = True, paths: Mapping[str, str]
     boxes: False leaves them out; their file need not be there then.
     paths: stream -> pattern of `Dataset.paths`, where files lie elsewhere.
     """
-    whole = epic_kitchens_100.read(root, split.rsplit("_")[-1], paths=paths)
     listed = find_file(root, ("splits.json",), advice=_ADVICE)
+    whole = epic_kitchens_100.read(root, split.rsplit("_")[-1], paths=paths)
     content = _read_json(listed)
     tracks, files = None, [*whole.files, listed]
     if boxes:
