@@ -139,6 +139,7 @@ class Shelf:
                 self._resting[same[0]] = oldest
         if len(self._resting) > MAX_RESTING:
             self._resting.popitem(last=False)
+        self._resting.pop((kind, path), None)
         self._open[(kind, path)] = reader
 
     def __getstate__(self) -> dict:

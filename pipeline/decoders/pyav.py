@@ -181,7 +181,7 @@ class PyAVReader(VideoReader):
     def _end(self, decoding: DecodePass) -> None:
         if decoding.owner != os.getpid():
             _LEFT_TO_PARENT.append(decoding)
-        elif self._idle is None and not self._closed:
+        elif self._idle is None and not self._closed and self._resting is None:
             self._idle = decoding
         else:
             decoding.close()
