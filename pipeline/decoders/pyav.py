@@ -165,6 +165,8 @@ class PyAVReader(VideoReader):
     def _let_go(self) -> None:
         if self._idle is not None and self._idle.owner == os.getpid():
             self._idle.close()
+        elif self._idle is not None:
+            _LEFT_TO_PARENT.append(self._idle)
         self._idle = None
 
     # --- one decode pass at a time is kept open; passes that run at the same time get files of their own
