@@ -6,6 +6,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from itertools import count
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from ..pipeline.video import scaled_size
 from .clips import ClipRow, Entry, FlowEntries, Windows
 from .plan import ClipPlan, Span
 from .stopwatch import Stopwatch
+
+DepthAt = Callable[[float], np.ndarray]  # seconds when a frame came on screen -> uint16 (H, W, 1)
 
 
 class Track:
@@ -51,13 +54,13 @@ class Track:
         """Flow runs from frame to frame: it takes every entry of its grid. Others leave out what is in no clip."""
         return self._flow is not None or self._windows.wants(entry)
 
-    def take(self, taker: Taker, frame: np.ndarray, shown: float, reader: VideoReader, copy: bool) -> None:
-        """frame (H, W, 3): what came on screen at `shown`. copy: it belongs to others too."""
+    def take(self, taker: Taker, frame: np.ndarray, shown: float, depth_at: DepthAt | None, copy: bool) -> None:
+        """frame (H, W, 3): what came on screen at `shown`. depth_at: its depth of 16 bits. copy: it is others' too."""
         plan = self.plan
         self.ended_seconds = max(self.ended_seconds, taker.stop_seconds)
         if plan.stream == "depth":
             # Depth of 16 bits is no picture: it is read beside them, the frame that is shown.
-            frame = reader.depth_at([shown], "clamp").data[0] if reader.depth_bits == 16 else frame[..., :1]
+            frame = depth_at(shown) if depth_at is not None else frame[..., :1]
             width, height = scaled_size(frame.shape[1], frame.shape[0], plan.resize_side)
             frame = scale_by_nearest(frame, height, width)
         if self._region is None:
@@ -94,11 +97,14 @@ def decode_frames(
 ) -> None:
     """One decode pass that gives every track its frames; counts in `frames` those of each task."""
     sizes = list(dict.fromkeys(track.plan.size for track in tracks))
+    depth_at: DepthAt | None = None
+    if reader.depth_bits == 16:
+        depth_at = lru_cache(maxsize=1)(lambda shown: reader.depth_at([shown], "clamp").data[0])
     for takers, pictures, shown in _shown_frames(reader, tracks, sizes, watch, beat):
         frames.update({tracks[taker.track].task for taker in takers})
         for taker in takers:
             track = tracks[taker.track]
-            track.take(taker, pictures[sizes.index(track.plan.size)], shown, reader, copy=len(tracks) > 1)
+            track.take(taker, pictures[sizes.index(track.plan.size)], shown, depth_at, copy=len(tracks) > 1)
 
 
 class Taker(NamedTuple):
