@@ -159,10 +159,12 @@ def main() -> None:
         found = measure(case, arguments.folder, arguments.batch, arguments.workers, arguments.repeats)
         speed = case.samples / statistics.median(taken.wall for taken in found[OURS])
         figures = [spread(ratios(found[name], found[OURS], field)) for name in (RAW, RGB, CV2) for field in (0, 1)]
+        figures += [spread(ratios(found[CV2], found[RAW], 1))]
         rows.append([case.name, f"{speed:.1f}", *figures])
         print(*rows[-1], flush=True)
     head = ["", "clips a second", "share of the raw limit", "in CPU time", "share of the limit with RGB",
-            "in CPU time", "times the plain cv2 loader", "in CPU time"]  # fmt: skip
+            "in CPU time", "times the plain cv2 loader", "in CPU time",
+            "the raw limit, times the plain cv2 loader, in CPU time"]  # fmt: skip
     about = (
         f"{arguments.workers} workers, batches of {arguments.batch}, {arguments.repeats} rounds: median (least..most). "
         f"Load average {load:.1f} before, {os.getloadavg()[0]:.1f} after; {time.perf_counter() - began:.0f} s in all."
