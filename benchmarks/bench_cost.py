@@ -65,7 +65,7 @@ def main() -> None:
         (
             "1000 hours of",
             "light model (TSN, EfficientNet-Lite0, 4 frames a second) on CPUs, measured",
-            f"swin3d_t (32 frames at 15 a second, all of it) on GPUs that sustain {args.gpu_tflops:g} TFLOP/s, extrapolated",
+            f"swin3d_t (32 frames at 15 a second, all of it) on GPUs at {args.gpu_tflops:g} TFLOP/s, extrapolated",
             "cores that one GPU keeps busy",
         ),
         sums,
