@@ -78,7 +78,7 @@ class GSM(nn.Module):
         gates = steps[:, :, :, 1] + cast(Tensor, self.conv3D.bias)[:, None, None]
         gates[:, 1:] += steps[:, :-1, :, 0]
         gates[:, :-1] += steps[:, 1:, :, 2]
-        return gates.tanh()
+        return gates.tanh().to(maps.dtype)
 
     def forward(self, maps: Tensor) -> Tensor:
         # Channels last, as the networks lay out their maps: views here, and what comes out is laid out alike.
@@ -122,7 +122,8 @@ class GSF(GSM):
             fuse(means[..., half, :].transpose(2, 3)).sigmoid().squeeze(1).transpose(1, 2)
             for half, fuse in enumerate((self.channel_conv1, self.channel_conv2))
         ]
-        return torch.lerp(stays, moves, torch.stack(weights, 2)[:, :, None, None])
+        weight = torch.stack(weights, 2)[:, :, None, None]
+        return torch.lerp(stays, moves, weight.to(stays.dtype))
 
 
 def _gate(kind: Kind, channels: int, percent: int) -> nn.Module:
