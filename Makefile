@@ -11,7 +11,7 @@ AREAS := pipeline backbones fusion extract train
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-cluster demo demo-training locks lint format dev links clean check-python
+.PHONY: help test test-cluster demo demo-features demo-training locks lint format dev links clean check-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -28,10 +28,12 @@ test-cluster: $(VENV)/.installed-dev,cluster  ## containers, Slurm, Kubernetes m
 	ACTIONFUSE_CLUSTER=1 ACTIONFUSE_CHECKERS=$(abspath $(CHECKERS))/bin PATH="$(abspath $(BIN)):$$PATH" \
 	  $(BIN)/python -m pytest tests/cluster -p no:xdist -p no:cacheprovider --durations=0 --durations-min=1 $(PYTEST)
 
-demo: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
+demo: demo-features  ## the same as demo-features
+
+demo-features: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
 	$(BIN)/actionfuse demo --out $(DEMO_OUT)
 
-demo-training: $(VENV)/.installed-demo  ## train and compare fusion heads on a small synthetic kitchen
+demo-training: $(VENV)/.installed-demo  ## synthesise a kitchen, extract, train fusion heads, compare them: a table, pages
 	$(BIN)/actionfuse demo-training --out $(DEMO_OUT)/training
 
 locks: check-python  ## the images' requirements again, by version and hash: Linux, x86-64, Python 3.11
