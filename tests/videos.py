@@ -251,6 +251,14 @@ def _start_ts(folder: Path) -> Made:
     return _made(path, 50, start=5.0)
 
 
+def _start_ts_one_gop(folder: Path) -> Made:
+    """No seek finds its only key frame again."""
+    source = write_counting_video(folder / "source.mp4", 100, gop=600, bframes=2, audio=True)
+    path = folder / "start_one_gop.ts"
+    ffmpeg("-i", source, "-c", "copy", "-output_ts_offset", "5", "-muxdelay", "0", "-muxpreload", "0", path)
+    return _made(path, 100, start=5.0, has_audio=True)
+
+
 def _mpeg4_avi(folder: Path) -> Made:
     path = write_counting_video(folder / "mpeg4.avi", 50, codec="mpeg4", bframes=2)
     return Made(path, list(range(50)), None)
@@ -387,6 +395,7 @@ GOOD: dict[str, Callable[[Path], Made]] = {
     "edit_list_av": _edit_list_inside_gop,
     "start_mp4": _start_mp4,
     "start_ts": _start_ts,
+    "start_ts_one_gop": _start_ts_one_gop,
     "mpeg4_avi": _mpeg4_avi,
     "mjpeg_avi": _mjpeg_avi,
     "interlaced": _interlaced,

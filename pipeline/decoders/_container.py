@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOENT
 from fractions import Fraction
@@ -268,10 +269,13 @@ def probe_layout(path: str, container: InputContainer, stream: VideoStream) -> L
         frame = first_frame(path, container, stream)
     else:
         survey = _survey_packets(path, container, stream)
+        frame = None
         if len(survey.key_ticks):
-            container.seek(int(survey.key_ticks[0]), stream=stream)
-            frame = first_frame(path, container, stream)
-        else:
+            # Without an index a place is found by trial, and may lie behind the key frame.
+            with suppress(VideoError, FFmpegError, OSError):
+                container.seek(int(survey.key_ticks[0]), stream=stream)
+                frame = first_frame(path, container, stream)
+        if frame is None or frame.pts != survey.key_ticks[0]:
             with open_container(path) as again:
                 frame = first_frame(path, again, first_video_stream(path, again))
     turned = round(frame.rotation / 90) * 90 % 360
