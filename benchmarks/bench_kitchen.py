@@ -4,11 +4,12 @@
     python benchmarks/bench_kitchen.py --only table       # the tables of what is there
 
 Stages: synth (`actionfuse synth --size full`), frames (decoded once, for tuning), tune (a backbone per stream), extract
-(`actionfuse extract`), heads (all fusions on stored features, recognition and anticipation), tune-compositional and
-compositional (Interactive Fusion), pixels (the best two end to end), table. Nothing is computed twice: a finished run
-is a file in WORK/results, an unfinished one goes on where it was, and a run whose recipe has changed is refused until
-its folder is removed. Killed at any moment, the same call goes on. No stage is limited in time. A run uses one core:
-calls for other stages, --streams or --tasks may run beside one another.
+(`actionfuse extract`), facets (what of the law the features tell), heads (all fusions on stored features, recognition
+and anticipation), tune-compositional and compositional (Interactive Fusion), pixels (the best two end to end), table.
+
+Nothing is computed twice: a finished run is a file in WORK/results, an unfinished one goes on where it was, and a run
+whose recipe has changed is refused until its folder is removed. Killed at any moment, the same call goes on. No stage
+is limited in time. A run uses one core: calls for other stages, --streams or --tasks may run beside one another.
 """
 
 from __future__ import annotations
@@ -24,11 +25,23 @@ from typing import Any
 
 import kitchen_runs as runs
 from _common import machine
+from kitchen_facets import facet_scores
 from kitchen_frames import Memory, lend_stored, remember_samples, store_frames
 from kitchen_runs import Planned
 from kitchen_table import best_fusions, collect, read_results, write_table
 
-STAGES = ("synth", "frames", "tune", "extract", "heads", "tune-compositional", "compositional", "pixels", "table")
+STAGES = (
+    "synth",
+    "frames",
+    "tune",
+    "extract",
+    "facets",
+    "heads",
+    "tune-compositional",
+    "compositional",
+    "pixels",
+    "table",
+)
 FOLDERS = {"depth": "depth", "ir": "ir"}  # of the kitchen, for streams that are not in videos/
 _MEMORY: Memory = {}  # samples of features
 _COMMAND = [sys.executable, "-m", "actionfuse.cli"]
@@ -61,6 +74,11 @@ def main() -> None:
     if "extract" in args.only:
         for stream in streams:
             extract(work, stream)
+    if "facets" in args.only:
+        for stream in widths(work):
+            kept = work / "results" / f"facets-{stream}.json"
+            if not kept.is_file():
+                keep(kept, {"group": "facets", "method": stream, "seconds": 0.0, "facets": facet_scores(work, stream)})
     if "heads" in args.only:
         planned = runs.on_features(work, widths(work), args.seeds, tuple(args.tasks))
         for each in planned:

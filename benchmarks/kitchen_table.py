@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import kitchen_runs as runs
+from kitchen_facets import facet_table
 
 from actionfuse.pipeline.synth.ceilings import ceiling, read_ceilings
 
@@ -42,7 +43,7 @@ def collect(work: Path, machine: str) -> None:
     (KEPT / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-_FIELDS = ("group", "method", "seed", "streams", "seconds", "cpu_seconds", "segments", "unseen", "weights")
+_FIELDS = ("group", "method", "seed", "streams", "seconds", "cpu_seconds", "segments", "unseen", "weights", "facets")
 
 
 def _is_whole(name: str) -> bool:
@@ -94,6 +95,7 @@ def write_table(out: Path) -> None:
     text = ["# The synthetic kitchen, measured", "", *_intro(about)]
     text += ["", "## What is reached", "", *_goals(rows), *_missing(rows)]
     text += ["", "## Backbones", "", *_BACKBONES, "", *_top1(rows, "backbone")]
+    text += ["", *_FACETS, "", *table(*facet_table([row for row in rows if row["group"] == "facets"]))]
     text += ["", "## Recognition", "", *_RECOGNITION, "", *_top1(rows, "recognition")]
     text += ["", "## Anticipation", "", *_ANTICIPATION, "", *_anticipation(rows)]
     text += ["", "## Pairs of verb and noun that training has not", "", *_COMPOSITIONAL, "", *_compositional(rows)]
@@ -134,14 +136,18 @@ _BACKBONES = [
     f"flow {runs.TUNED['flow']['crop']} x {runs.TUNED['flow']['crop']}; sound: `{runs.BACKBONES['audio']}` on "
     "spectrograms of VGGish's form.",
 ]
+_FACETS = [
+    "What of the law their features tell, for diagnosis: validation actions whose symbol a linear read-out of the mean",
+    "over the action names, %. Only this looks at `truth.jsonl`. A ceiling takes all of them for 100.",
+]
 _RECOGNITION = [
     "Eight rows of features of each stream, at the ends of the eighths of an action. Single streams: a linear",
     f"classifier of their mean. Fusions: {', '.join(runs.FUSED)}; flow is computed from rgb, and the ceiling with it",
     "is that without.",
 ]
 _ANTICIPATION = [
-    f"On the {runs.TAU_O:g} s before, a row each half second. Training draws tau_a for each sample from those of the test,",
-    "as RULSTM's steps do; one model is tested at all of them. A segment of which nothing can be seen",
+    f"On the {runs.TAU_O:g} s before, a row each half second. Training draws tau_a for each sample from those of the",
+    "test, which RULSTM's steps all have; one model is tested at all of them. A segment of which nothing can be seen",
     "counts as wrong. Single streams: the encoder and classifier that MIF and late fusion have for each (`late_fusion`",
     "of one stream), since a mean over the rows, which `concat` takes, does not tell which action was the last.",
 ]
