@@ -116,6 +116,12 @@ class Engine:
         self._passes = decode_passes(videos)
         self._runners, self._sink = runners, sink
         self._plans: tuple[ClipPlan, ...] = tuple(runner.plan for runner in runners)
+        bicubic = [plan.name for plan in self._plans if plan.stream != "audio" and plan.size.interpolation == "bicubic"]
+        if decoder in ("decord", "torchcodec") and bicubic:
+            raise ValueError(
+                f"decoder is {decoder!r}, which has no bicubic kernel, and {', '.join(bicubic)} learned from its frames: "
+                "features would differ from those of other decoders; take pyav or auto"
+            )
         self._batch_clips, self._workers = batch_clips, workers
         self._compute_threads, self._threads_per_compute = compute_threads, threads_per_compute
         if not timeout_seconds > 0:

@@ -89,6 +89,11 @@ def test_decoders_give_the_same_features(folder: Path, backbone: Backbone, tmp_p
     np.testing.assert_allclose(by_decord["b.mkv"], by_pyav["b.mkv"], rtol=1e-5, atol=1e-5)
 
 
+def test_a_decoder_that_scales_otherwise_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no bicubic kernel, and tsn-efficientnet_b0-rgb learned"):
+        next(extract_features(folder / "b.mkv", backbone="tsn:efficientnet_b0", weights="random", decoder="decord"))
+
+
 def test_several_backbones_and_streams_in_one_call(folder: Path) -> None:
     names = ["tsn:test_resnet", "tsn:test_vit"]
     options = dict(weights="random", fps=5, clip_frames=2, side=176, crop=160, workers=2)
