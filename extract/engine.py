@@ -119,7 +119,7 @@ class Engine:
         bicubic = [plan.name for plan in self._plans if plan.stream != "audio" and plan.size.interpolation == "bicubic"]
         if decoder in ("decord", "torchcodec") and bicubic:
             raise ValueError(
-                f"decoder is {decoder!r}, which has no bicubic kernel, and {', '.join(bicubic)} learned from its frames: "
+                f"decoder is {decoder!r}, without a bicubic kernel, and {', '.join(bicubic)} learned from one: "
                 "features would differ from those of other decoders; take pyav or auto"
             )
         self._batch_clips, self._workers = batch_clips, workers

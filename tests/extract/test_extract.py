@@ -90,7 +90,7 @@ def test_decoders_give_the_same_features(folder: Path, backbone: Backbone, tmp_p
 
 
 def test_a_decoder_that_scales_otherwise_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no bicubic kernel, and tsn-efficientnet_b0-rgb learned"):
+    with pytest.raises(ValueError, match="without a bicubic kernel, and tsn-efficientnet_b0-rgb learned"):
         next(extract_features(folder / "b.mkv", backbone="tsn:efficientnet_b0", weights="random", decoder="decord"))
 
 
