@@ -105,7 +105,9 @@ class RawDecoding(Dataset):
 
     def _take(self, frames: list[av.VideoFrame], run: Run) -> int:
         wanted = [frame for frame in frames if frame.pts in run.wanted]
-        for frame in wanted if self.side is not None else ():
+        if self.side is None:
+            return len(wanted)
+        for frame in wanted:
             shorter = min(frame.width, frame.height, self.side)
             width, height = scaled_size(frame.width, frame.height, shorter)
             frame.to_ndarray(format="rgb24", width=width, height=height)
