@@ -110,11 +110,11 @@ def tsn(setting: Setting) -> dict[str, nn.Module]:
     return {"timm, frame by frame": plain, "tsn:resnet50": Classified(create_backbone("tsn:resnet50", num_classes=400))}
 
 
-def written(name: str, plain: Callable[[], nn.Module], **options: object) -> Callable[[Setting], dict[str, nn.Module]]:
+def written(name: str, plain: Callable[[], nn.Module]) -> Callable[[Setting], dict[str, nn.Module]]:
     """A published network as it is mostly written, maps against maps."""
 
     def compare(setting: Setting) -> dict[str, nn.Module]:
-        return {f"{name}, plain": plain(), name: create_backbone(name, **options)}
+        return {f"{name}, plain": plain(), name: create_backbone(name)}
 
     return compare
 

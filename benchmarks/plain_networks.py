@@ -7,6 +7,7 @@ one operation after another, nothing folded, nothing in place, copies where one 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import timm
 import torch
@@ -221,11 +222,12 @@ class SlowFusion(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = timm.create_model("resnet50", num_classes=400, in_chans=12)
+        self.network: Any = timm.create_model("resnet50", num_classes=400, in_chans=12)
         self.first, self.second = nn.Conv2d(512, 256, 1, bias=False), nn.Conv2d(1024, 512, 1, bias=False)
 
     def forward(self, clips: Tensor) -> Tensor:
-        net, frames = self.network, clips.shape[2]
+        net: Any = self.network
+        frames = clips.shape[2]
         windows = [clips[:, :, t : t + 4].transpose(1, 2).flatten(1, 2) for t in range(0, frames - 3, 2)]
         steps = [net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(window))))) for window in windows]
         for mix, layer in ((self.first, net.layer2), (self.second, None)):
@@ -241,10 +243,11 @@ class Attended(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = timm.create_model("resnet34", num_classes=1000)
+        self.network: Any = timm.create_model("resnet34", num_classes=1000)
 
     def forward(self, clips: Tensor) -> Tensor:
-        net, found = self.network, []
+        net: Any = self.network
+        found = []
         for t in range(clips.shape[2]):
             maps = net.forward_features(clips[:, :, t])
             logits = net.fc(maps.mean((2, 3)))
