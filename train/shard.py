@@ -44,6 +44,8 @@ def shard_model(model: ActionModel) -> None:
             "run.shard is true, but there is one process: nothing would be sharded; start several (torchrun, or "
             "accelerate launch on GPUs), or set run.shard=false"
         )
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last weights, as frame networks have
     device = next(iter([*model.parameters(), *model.buffers()])).device
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for part in (*model.backbones.values(), model.head, model):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_training import toy_recipe, write_toy
+from toy_videos import write_videos
 
 from actionfuse.train import checkpoint
 from actionfuse.train.engine import Trainer
@@ -22,12 +23,19 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
+from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 from toy_training import toy_recipe
+from toy_videos import video_recipe
 from actionfuse.train.engine import Preempted, Trainer
 for name, changes in json.loads(sys.argv[4]):
-    stop, copy = changes.pop("stop", None), changes.pop("copy", None)
-    trainer = Trainer(toy_recipe(Path(sys.argv[2]), **changes), Path(sys.argv[3]) / name, processes=2, quiet=True)
+    stop, copy, videos = (changes.pop(key, None) for key in ("stop", "copy", "videos"))
+    AcceleratorState._reset_state()  # one process trains in several precisions
+    recipe = video_recipe(Path(videos), **changes) if videos else toy_recipe(Path(sys.argv[2]), **changes)
+    trainer = Trainer(recipe, Path(sys.argv[3]) / name, processes=2, quiet=True)
+    if not recipe.run.shard:
+        trainer.run()
+        continue
     parameters = list(trainer.model.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
     assert sum(p.to_local().numel() for p in parameters) < 0.75 * sum(p.numel() for p in parameters)
@@ -51,6 +59,11 @@ for name, changes in json.loads(sys.argv[4]):
 """
 
 
+CHANGES = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0, "optim__batch": 4, "data__limit": 8}
+PIXELS = {"run__epochs": 2, "data__limit": 4, "optim__batch": 2, "optim__lr": 1e-3, "optim__ema": 0.0}
+PRECISIONS = ("fp32", "bf16")
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return write_toy(tmp_path_factory.mktemp("toy"))
@@ -69,19 +82,38 @@ def sharded(root: Path, folder: Path, *jobs: tuple[str, dict]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def same(first: list[dict], second: list[dict]) -> None:
+def same(first: list[dict], second: list[dict], tolerance: float = 1e-5) -> None:
     assert [row["kind"] for row in first] == [row["kind"] for row in second]
     for one, two in zip(first, second, strict=True):
         for key, value in one.items():
-            assert two[key] == (pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value), key
+            near = pytest.approx(value, rel=tolerance, abs=tolerance / 10) if isinstance(value, float) else value
+            assert two[key] == near, key
 
 
-def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, tmp_path):
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    """All runs of two processes, which start but once: stored features, then pixels with and without shards."""
+    folder = tmp_path_factory.mktemp("runs")
+    videos = {"videos": str(write_videos(folder / "videos")), **PIXELS}
+    sharded(
+        root,
+        folder,
+        ("two", {**CHANGES, "run__shard": True}),
+        ("stopped", {**CHANGES, "run__shard": True, "stop": 3, "copy": "handed"}),
+        ("stopped", {**CHANGES, "run__shard": True}),
+        *(
+            (f"pixels-{p}-{s}", {**videos, "run__precision": p, "run__shard": bool(s)})
+            for p in PRECISIONS
+            for s in (0, 1)
+        ),
+    )
+    return folder
+
+
+def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, trained):
     """With averages, clipped gradients and micro-batches; stopped in the second epoch; then on alone, unsharded."""
-    changes = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0, "optim__batch": 4, "data__limit": 8}
-    Trainer(toy_recipe(root, **changes), tmp_path / "one", quiet=True).run()
-    shared = {**changes, "run__shard": True}
-    sharded(root, tmp_path, ("two", shared), ("stopped", {**shared, "stop": 3, "copy": "handed"}), ("stopped", shared))
+    tmp_path = trained
+    Trainer(toy_recipe(root, **CHANGES), tmp_path / "one", quiet=True).run()
     same(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"))
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (tmp_path / "two" / "metrics.jsonl").read_bytes()
     files = {name: checkpoint.latest_checkpoint(tmp_path / name) for name in ("one", "two", "stopped")}
@@ -90,10 +122,27 @@ def test_shards_train_as_one_process_and_go_on_to_the_same_bits(root, tmp_path):
         assert weights["two"][key].shape == value.shape
         torch.testing.assert_close(weights["two"][key], value, rtol=1e-3, atol=1e-5)
         assert torch.equal(weights["two"][key], weights["stopped"][key])
-    trainer = Trainer(toy_recipe(root, **changes), tmp_path / "handed", quiet=True)
+    trainer = Trainer(toy_recipe(root, **CHANGES), tmp_path / "handed", quiet=True)
     assert trainer.progress.step == 3
     trainer.run()
     same(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "handed"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_pixels_and_batch_norms_train_as_copies_do(trained, precision):
+    """A network of pixels with batch norms: shards against DDP, whose processes measure the same statistics."""
+    copies, shards = (trained / f"pixels-{precision}-{sharded}" for sharded in (0, 1))
+    losses, weights = (1e-5, 1e-3) if precision == "fp32" else (1e-2, 0.1)  # bf16 has 8 bits
+    same(read_metrics(copies), read_metrics(shards), losses)
+    folders = [checkpoint.latest_checkpoint(run) for run in (copies, shards)]
+    one, two = (load_file(folder / "model.safetensors") for folder in folders if folder is not None)
+    statistics = [key for key in one if key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert statistics and one.keys() == two.keys()
+    for key, value in one.items():
+        assert two[key].dtype == value.dtype and (not value.is_floating_point() or value.dtype == torch.float32)
+        torch.testing.assert_close(two[key], value, rtol=weights, atol=weights / 3)
+    assert all(int(one[key]) == 4 for key in statistics if key.endswith("num_batches_tracked"))
+    assert not any(torch.equal(one[key], torch.zeros_like(one[key])) for key in statistics)
 
 
 def test_what_would_not_be_sharded_is_refused(root, tmp_path, monkeypatch):
