@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from actionfuse.backbones.video_swin import Size
 from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.datasets.contract import DATASETS, Dataset, register
 from actionfuse.pipeline.features import FeatureStore
 from actionfuse.train.recipe import Recipe, recipe_of
 
 VERBS, NOUNS, SECONDS, STEP = 3, 4, 4, 0.25
+TINY_SWIN = Size(embed_dim=12, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window=(2, 7, 7))
 
 
 def write_toy(root: Path, videos: int = 12, seed: int = 0, nan_video: int | None = None) -> Path:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from kitchen import tiny_kitchen
-from toy_training import toy_recipe, write_toy
+from toy_training import TINY_SWIN, toy_recipe, write_toy
 
+from actionfuse.backbones import video_swin
 from actionfuse.cli import main
 from actionfuse.train.build import build_model, load_split, stream_specs
 from actionfuse.train.plan import GIB, KNOWN, Bench, Kept, advice, describe, make_plan, random_batch
@@ -116,10 +117,11 @@ def test_random_batches_are_what_the_data_would_be(name, tmp_path_factory):
         }, group
 
 
-def test_an_rgbd_recipe_is_planned_with_batches_like_those_of_its_data(tmp_path_factory):
+def test_an_rgbd_recipe_is_planned_with_batches_like_those_of_its_data(tmp_path_factory, monkeypatch):
     from actionfuse.pipeline.samples import collate
     from actionfuse.train.build import build_dataset, make_task
 
+    monkeypatch.setattr(video_swin, "TINY", TINY_SWIN)
     small = ["streams.rgb.backbone=swin3d_t", "streams.rgb.options={stream: rgbd}", "streams.rgb.clip.frames=2"]
     root = tiny_kitchen(tmp_path_factory)
     recipe = load_recipe("kitchen_rgb", [*SMALL, *small, f"data.root={root}", "optim.batch=2", "run.workers=0"])
@@ -139,6 +141,23 @@ def test_an_rgbd_recipe_is_planned_with_batches_like_those_of_its_data(tmp_path_
 
 def test_every_dataset_of_a_recipe_is_known():
     assert {load_recipe(name).data.dataset for name in list_recipes()} <= set(KNOWN)
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if not name.startswith("kitchen_")])
+def test_published_recipes_are_planned_without_their_data(name):
+    """With small networks and pictures in place of theirs; head, streams, losses and optimiser are the recipe's."""
+    recipe = load_recipe(name)
+    small = ["optim.batch=2", "run.precision=fp32", "init_from=null"]
+    for stream, each in recipe.streams.items():
+        if each.backbone:
+            family = "tsm" if each.backbone.startswith("tsm") else "tsn"
+            small += [f"streams.{stream}.backbone={family}:test_resnet", f"streams.{stream}.clip.frames=4"]
+            small += [f"streams.{stream}.clip.{k}=32" for k in ("side", "crop")]
+    small += ["head.options.steps=4"] if "steps" in recipe.head.options else []
+    plan = make_plan(load_recipe(name, small), synthetic=True, steps=1)
+    assert plan.segment_bytes > 0 and plan.trained > 0 and plan.epochs == recipe.run.epochs
+    assert (plan.segments is None) == (KNOWN[recipe.data.dataset][1] is None)
+    assert describe(plan)
 
 
 def test_the_command_says_whether_it_fits(root, tmp_path, capsys):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from kitchen import tiny_kitchen
-from toy_training import toy_recipe, write_toy
+from toy_training import TINY_SWIN, toy_recipe, write_toy
 
+from actionfuse.backbones import video_swin
 from actionfuse.fusion import list_heads
 from actionfuse.fusion.few_shot import classifier_parameters
 from actionfuse.pipeline.datasets.contract import CARDS, options_of
@@ -124,8 +125,9 @@ def test_depth_and_infrared_painted_are_pictures(root):
         build_dataset(wrong, split, build_model(wrong, split.classes), make_task(wrong.task), training=True)
 
 
-def test_rgbd_backbones_train_from_files_of_rgb_and_depth(root, tmp_path):
+def test_rgbd_backbones_train_from_files_of_rgb_and_depth(root, tmp_path, monkeypatch):
     """Omnivore's Swin on four channels."""
+    monkeypatch.setattr(video_swin, "TINY", TINY_SWIN)
     changes = [*tiny("kitchen_rgb"), f"data.root={root}", "streams.rgb.backbone=swin3d_t", "data.limit=2"]
     changes += ["streams.rgb.options={stream: rgbd}", "streams.rgb.weights=random", "streams.rgb.clip.frames=2"]
     recipe = load_recipe("kitchen_rgb", changes)
