@@ -28,7 +28,7 @@ test-cluster: $(VENV)/.installed-dev,cluster  ## containers, Slurm, Kubernetes m
 	ACTIONFUSE_CLUSTER=1 ACTIONFUSE_CHECKERS=$(abspath $(CHECKERS))/bin PATH="$(abspath $(BIN)):$$PATH" \
 	  $(BIN)/python -m pytest tests/cluster -p no:xdist -p no:cacheprovider --durations=0 --durations-min=1 $(PYTEST)
 
-demo: demo-features  ## the same as demo-features
+demo: demo-features demo-training  ## both of these
 
 demo-features: $(VENV)/.installed-demo  ## rgb, flow and sound features of a few real videos, as one html page
 	$(BIN)/actionfuse demo --out $(DEMO_OUT)

@@ -246,7 +246,7 @@ def tuning(out: Path, name: str, size: str) -> list[str]:
     begins_from, (*_, epochs, batch) = COMPARED[name].begins_from, SIZES[size]
     call = ["train", str(out / "recipes" / f"{begins_from}.yaml"), "--out", str(out / "runs" / name)]
     call += ["inputs=pixels", f"init_from={out / 'runs' / begins_from}"]
-    call += [f"optim.batch={batch}", "optim.lr=5e-4", "optim.warmup_epochs=0.5"]
+    call += [f"optim.batch={batch}", "optim.lr=1e-4", "optim.warmup_epochs=0.5"]
     return [*call, f"run.epochs={epochs}", f"run.test_every={epochs}", "run.workers=1"]
 
 
