@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline.types import BoxTracks
 from .objects import Objects, open_objects
 from .plan import ClipPlan, Task
@@ -29,6 +31,7 @@ from .shards import Shard, ShardPlan, done_shards, read_plan
 from .workers import MOST_LOST_STARTS, Clips, Decoded, Lost, Pool
 
 START_SECONDS = 600.0  # without any decode actor, or any model actor: nodes may be on their way
+WAIT_SECONDS = 10.0  # between two signs of life of the driver
 CLIPS_UNDER_WAY = 4  # objects per decode actor that wait for the model actor
 SHARD_ATTEMPTS = 5
 DECODER_CPUS = 1.0
@@ -216,6 +219,16 @@ class _Model:
         return self._job.run_shard(self._shards[number])
 
 
+def _first(references: list[Any], patience_seconds: float | None) -> list[Any]:
+    """One that is ready, as a list; empty where none is in time. The driver shows that it lives meanwhile."""
+    began = time.monotonic()
+    while True:
+        beat()
+        ready, _ = _ray().wait(references, num_returns=1, timeout=WAIT_SECONDS)
+        if ready or (patience_seconds is not None and time.monotonic() - began > patience_seconds):
+            return ready
+
+
 def run_on_ray(objects: Objects, plan: ShardPlan, args: argparse.Namespace) -> int:
     """Run what is not done of a plan; returns an exit code."""
     ray = _ray()
@@ -245,8 +258,7 @@ def run_on_ray(objects: Objects, plan: ShardPlan, args: argparse.Namespace) -> i
             while todo and idle:
                 number, shard = idle.popleft(), todo.popleft()
                 under_way[actors[number].run.remote(shard.number)] = number, shard
-            patience = None if under_way else START_SECONDS
-            ready, _ = ray.wait([*under_way, *starting], num_returns=1, timeout=patience)
+            ready = _first([*under_way, *starting], None if under_way else START_SECONDS)
             if not ready:
                 raise RuntimeError(
                     f"no model actor has started for {START_SECONDS:g} s: the cluster has no room for one"

@@ -262,6 +262,7 @@ class Job:
         left = []
         for video in videos:
             while (missing := sink.begin(video.key)) is None and wait and not self._signals:
+                beat()
                 time.sleep(0.2)
             sink.end(video.key)
             if missing and video.key not in failures.read():

@@ -18,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline.inputs import VideoInput, listed_inputs
 from ..pipeline.remote import is_url
 from .claims import claim
@@ -297,6 +299,7 @@ def verify(objects: Objects, *, deep: bool = False, shards: list[int] | None = N
     for shard in plan.shards:
         if shards is not None and shard.number not in shards:
             continue
+        beat()
         bad: set[str] = set()
         for problem in verify_shard(objects, shard, deep=deep, inventory=inventory):
             print(json.dumps(asdict(problem)))

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline.inputs import VideoInput
 from ..pipeline.store_files import canonical_json
 from .objects import Objects
@@ -122,6 +124,7 @@ def _write_sorted(
     digest, number, count, start, at = hashlib.sha256(), -1, 0, 0, 0
 
     def end_shard() -> None:
+        beat()
         if count:
             shards.append(Shard(number, digest.hexdigest(), count, start, at))
 
@@ -162,6 +165,7 @@ def _sorted_runs(videos: Iterable[tuple[VideoInput, str]], num_shards: int, targ
     lines: list[str] = []
 
     def write() -> None:
+        beat()
         lines.sort()
         paths.append(target.with_suffix(f".{len(paths)}"))
         with open(paths[-1], "w", encoding="ascii") as file:

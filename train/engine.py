@@ -30,7 +30,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from actionfuse._files import write_atomically
-from actionfuse.heartbeat import beat
 
 from . import checkpoint
 from .batches import Batch, TrainSampler, balanced_probabilities, erase, mix, step_seed, to_device
@@ -40,9 +39,11 @@ from .losses import class_weights_of, total_loss
 from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of
 from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
-from .results import evaluate
+from .results import evaluate_all
 from .same_recipe import check_same_recipe
+from .scores import ScoreTable
 from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gradients, whole
+from .stepwise import check_stepwise, told_tables
 from .testing import test_scores
 from .world import check_batch, check_world
 
@@ -126,6 +127,7 @@ class Trainer:
         self.classes = {task: len(names) for task, names in self.train_split.classes.items()}
         torch.manual_seed(run.seed)
         model = build_model(recipe, self.train_split.classes)
+        check_stepwise(recipe, model.head)
         self.train_set = build_dataset(recipe, self.train_split, model, test_tasks(recipe.task)[""], training=True)
         self.test_sets = {
             name: build_dataset(recipe, self.test_split, model, task, training=False)
@@ -397,7 +399,8 @@ class Trainer:
     # --- ends of epochs
 
     def _test(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        tables: dict[str, ScoreTable] = {}
+        split = self.test_split
         for name, dataset in self.test_sets.items():
             averages = self.ema.applied(self.model) if self.ema is not None else nullcontext()
             with averages, gathered(self.model):
@@ -415,14 +418,14 @@ class Trainer:
             tested = tested.gather()
             if tested is None:
                 continue
-            split = self.test_split
             if not len(tested.scores):
                 raise ValueError(f"nothing of the split {split.split!r} can be read, such as {_told(tested.broken[0])}")
-            table = tested.scores.table(missing="error")
-            rows = evaluate(table, parts=split.parts, subsets=split.subsets, many_shot=split.many_shot)
-            found |= {f"{row.name}{'@' + name if name else ''}": row.value for row in rows}
+            told = told_tables(tested, self.recipe, self.model.head, name, test_tasks(self.recipe.task)[name])
+            tables |= {at: table for at, (_, table) in told.items()}
             if tested.broken:
                 self.log.say(f"test: {len(tested.broken)} segments cannot be read, such as {_told(tested.broken[0])}")
+        rows = evaluate_all(tables, parts=split.parts, subsets=split.subsets, many_shot=split.many_shot)
+        found = {row.name: row.value for row in rows}
         self.step.train()
         state = self._averages()
         if self.accelerator.is_main_process:
@@ -432,7 +435,6 @@ class Trainer:
         return found
 
     def _tick(self, _segments: int) -> None:
-        beat()
         # Several processes finish the test: they would have to agree after each batch.
         if self._stop and self.world == 1:
             raise _TestStopped

@@ -21,6 +21,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline.annotations import Segment
 from ..pipeline.clip_spec import StreamSpec, decode_size, evaluation_geometries
 from ..pipeline.running import Arrived, LiveSource, RingReader
@@ -96,6 +98,7 @@ def run_live(
     live: _Live | None = None
     first = 0.0
     for item in source:
+        beat()
         if live is None:
             live, first = _Live(run, source, item, window, stride, state), item.pts_seconds
             report.carried = live.carried is not None

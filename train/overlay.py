@@ -12,6 +12,8 @@ import av
 import cv2
 import numpy as np
 
+from actionfuse.heartbeat import beat
+
 from ..pipeline.boxes import boxes_at
 from ..pipeline.running import Arrived
 from ..pipeline.store_formats import put_in_place
@@ -47,6 +49,7 @@ def write_overlay(
 
             with VideoWriter(temporary, reader.info.average_fps or 30.0) as writer:
                 for batch in reader.stream(short_side=side):
+                    beat()
                     for picture, pts in zip(batch.data, batch.pts_seconds.tolist(), strict=True):
                         writer.add(drawn(picture, pts, shown_at(rows, pts), boxes), pts)
         put_in_place(temporary, target)

@@ -33,6 +33,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actionfuse.heartbeat import beat
+
 if TYPE_CHECKING:
     from ..pipeline.inputs import VideoInput
     from ..pipeline.types import BoxTracks
@@ -174,6 +176,7 @@ def predict_inputs(
     broken: list[dict[str, Any]] = []
     moments, given = [], []
     for item in inputs:
+        beat()
         info = _info(item, run.recipe.data.decoder, broken)
         if info is None:
             continue

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed
 
+from actionfuse.heartbeat import beat
+
 from ..fusion import Output
 from ..pipeline.order import EpochSampler
 from ..pipeline.samples import SegmentDataset, make_loader
@@ -25,22 +27,26 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Tested:
-    """scores: of this process's share. broken: {id, index, reason} of what could not be read."""
+    """scores: of this process's share. broken: {id, index, reason} of what could not be read.
+
+    steps: scores (B, S, C) of each step, where the head tells step by step; else empty.
+    """
 
     scores: Scores
     broken: list[dict] = field(default_factory=list)
+    steps: Scores = field(default_factory=Scores)
 
     def gather(self) -> Tested | None:
         """Those of all processes, on process 0 (None on others). Every process must call it."""
-        scores = self.scores.gather()
+        scores, steps = self.scores.gather(), self.steps.gather()
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
         parts: list = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else []
         distributed.gather_object(self.broken, parts or None)
-        if scores is None:
+        if scores is None or steps is None:
             return None
         broken = {row["id"]: row for part in parts for row in part}
-        return Tested(scores, sorted(broken.values(), key=lambda row: row["index"]))
+        return Tested(scores, sorted(broken.values(), key=lambda row: row["index"]), steps)
 
 
 def autocast(device: torch.device, precision: str):
@@ -82,15 +88,17 @@ def test_scores(
             labels = {task: label for task, label in raw["labels"].items() if task in known}
             raw = {**raw, "labels": {}}
             batch = to_device(raw, device, "cross_entropy", classes)
-            logits = predict(
+            logits, steps = _told(
                 model, batch, dataset.num_views, precision=precision, average=average, several=several, look=look
             )
             tested.scores.add(batch.ids, logits, labels)
+            if steps:
+                tested.steps.add(batch.ids, steps)
+        beat()
         tick(len(raw["id"]) + len(raw["broken"]))
     return tested
 
 
-@torch.inference_mode()
 def predict(
     model: ActionModel,
     batch: Batch,
@@ -102,6 +110,21 @@ def predict(
     look: Look | None = None,
 ) -> dict[str, Tensor]:
     """task -> float32 (B, C) scores of a batch whose inputs are (B, [views,] T, ...). several: tasks of many labels."""
+    return _told(model, batch, views, precision=precision, average=average, several=several, look=look)[0]
+
+
+@torch.inference_mode()
+def _told(
+    model: ActionModel,
+    batch: Batch,
+    views: int,
+    *,
+    precision: str,
+    average: Average,
+    several: set[str] | frozenset[str],
+    look: Look | None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The scores of `predict`, and (B, S, C) of each step, where the head tells step by step."""
     inputs, masks, boxes = batch.inputs, batch.masks, batch.boxes
     if views > 1:
         inputs = {name: x.flatten(0, 1) for name, x in inputs.items()}
@@ -113,18 +136,24 @@ def predict(
         output = model(inputs, boxes, masks, losses=False, extras=look is not None)
     if look is not None:
         look(batch, output)
-    found = {}
-    for task, scores in output.logits.items():
-        scores = scores.float()
-        if views > 1:
-            scores = scores.unflatten(0, (-1, views))
-            scores = scores.mean(1) if average == "logit" else mean_of_views(scores, task in several)
-        found[task] = scores
-    return found
+
+    def scores_of(logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for task, scores in logits.items():
+            scores = scores.float()
+            if views > 1:
+                scores = scores.unflatten(0, (-1, views))
+                scores = scores.mean(1) if average == "logit" else mean_of_views(scores, task in several)
+            found[task] = scores
+        return found
+
+    return scores_of(output.logits), scores_of(output.auxiliary.get(model.head.stepwise, {}))
 
 
 def mean_of_views(logits: Tensor, several: bool) -> Tensor:
-    """Logits (B, views, C) -> scores (B, C) whose softmax (or sigmoid, for many labels) is the mean over views."""
+    """Logits (B, views, ..., C) -> scores (B, ..., C) whose softmax (or sigmoid, for many labels) is the mean over
+    views.
+    """
     if several:
         return torch.logit(logits.double().sigmoid().mean(1)).float()
     return torch.logsumexp(logits.log_softmax(-1), 1) - math.log(logits.shape[1])

@@ -1,8 +1,9 @@
 """A sign of life for what watches containers: `python -m actionfuse.heartbeat --within-seconds 600`.
 
 Training touches the file that $ACTIONFUSE_HEARTBEAT names after each step and each batch of a test (every process),
-extraction after each video and, of long ones, in between. The exit code is 0 where that was less than
---within-seconds ago, else 1.
+evaluate and predict after each batch, predict --live with each frame, extraction after each video and, of long ones, in
+between; planning and verifying shards and the driver of Ray touch it as they go on. The exit code is 0 where that was
+less than --within-seconds ago, else 1.
 """
 
 from __future__ import annotations

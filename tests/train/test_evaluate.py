@@ -16,6 +16,7 @@ import torch
 from toy_training import toy_recipe, write_toy
 from toy_videos import video_recipe, write_videos
 
+from actionfuse import heartbeat
 from actionfuse.cli import main
 from actionfuse.pipeline.protocols import Recognition
 from actionfuse.train.build import build_dataset, load_split
@@ -56,6 +57,13 @@ def test_it_gives_the_numbers_of_training(toy, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "12 segments" in shown and f"{100 * best['verb/top1_accuracy']:.2f}" in shown
     assert "verb@fraction=0.25" in shown
+
+
+def test_a_test_shows_that_it_lives(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "beat"))
+    monkeypatch.setattr(heartbeat, "_last", -1e9)
+    assert test_run(open_run(toy / "b")) is not None
+    assert heartbeat.main([]) == 0
 
 
 @pytest.mark.parametrize("average", ["probability", "logit"])

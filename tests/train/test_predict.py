@@ -14,6 +14,7 @@ from toy_training import toy_recipe, write_toy
 from toy_videos import ANTICIPATION, video_recipe, write_videos
 from videos import make_broken, read_code, write_counting_video
 
+from actionfuse import heartbeat
 from actionfuse.cli import main
 from actionfuse.pipeline import open_video
 from actionfuse.pipeline.running import LiveSource, RingReader
@@ -159,6 +160,17 @@ def test_broken_videos_are_named_and_the_rest_is_told(videos, run, tmp_path, cap
     assert "noise.mp4" in told.err and "1 videos or segments were left out" in told.err
     content = json.loads(out.read_text())
     assert len(content["predictions"]) == 3 and content["about"]["broken"][0]["video"].endswith("noise.mp4")
+
+
+@pytest.mark.parametrize("how", ["recorded", "live"])
+def test_it_shows_that_it_lives(videos, run, tmp_path, monkeypatch, how):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "beat"))
+    monkeypatch.setattr(heartbeat, "EVERY_SECONDS", 0.0)
+    beats = []
+    monkeypatch.setattr(heartbeat.Path, "touch", lambda path: beats.append(path))
+    video = [str(videos / "v1.mp4")] if how == "recorded" else ["--live", str(videos / "v1.mp4")]
+    assert main(["predict", str(run), *video, "--quiet"]) == 0
+    assert len(beats) > (20 if how == "live" else 1)
 
 
 def test_the_overlay_is_the_video_with_text(videos, ahead, run, tmp_path):
