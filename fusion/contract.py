@@ -87,6 +87,8 @@ class FusionHead(nn.Module):
     recurrent: True where `step` takes the steps as they come and keeps a hidden state in place of what has passed.
     auxiliary_weights: Output.auxiliary's names -> weight of their loss; 1 where nothing is said.
     main_weight: of the loss of Output.logits; 0 where something auxiliary holds them.
+    stepwise: the name in Output.auxiliary of logits (B, S, classes) that are told one entry after the other, the last
+        at the end of what is observed; Output.logits are the `told_step`-th from the end. "" where a head tells once.
     name, options: what `create_head` was called with.
 
     A subclass defines `fuse`; `forward` has checked what it gets. One that is recurrent defines `advance` as well.
@@ -100,6 +102,8 @@ class FusionHead(nn.Module):
     recurrent: bool = False
     auxiliary_weights: Mapping[str, float] = {}
     main_weight: float = 1.0
+    stepwise: str = ""
+    told_step: int = 1
     name: str = ""
     options: Mapping[str, object] = {}
 

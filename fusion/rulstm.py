@@ -95,7 +95,7 @@ class RULSTM(FusionHead):
     """Rolling-unrolling LSTMs, fused by MATT where there are several streams.
 
     width: of the states. dropout: of inputs, last states and MATT. anticipation_steps: how many of the last steps are
-    fitted (S_ant). told_step: whose scores are the logits, counted from the end.
+    fitted (S_ant). told_step: whose scores are the logits, counted from the end; tests report every step.
     sequence_completion: unroll over the features that really come; the pre-training of a branch.
     extras: modality_weights (B, streams), of the told step, with several streams.
     """
@@ -103,6 +103,7 @@ class RULSTM(FusionHead):
     optional_streams = True
     auxiliary_weights = {"steps": 1.0}
     main_weight = 0.0
+    stepwise = "steps"
 
     def __init__(
         self,

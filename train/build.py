@@ -30,7 +30,7 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     """A split of the recipe's dataset with the tasks that are predicted.
 
     Segments without a label of any of them stay in tests and leave training. Tests keep the labels of what consists of
-    these tasks as well: an action is scored by its verb and noun.
+    these tasks as well (an action is scored by its verb and noun), and of what these consist of (verbs by actions).
     """
     data = recipe.data
     dataset = load_dataset(data.dataset, data.root, split, **data.options)
@@ -51,7 +51,8 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     if not segments:
         raise ValueError(f"the split {split!r} of {dataset.name} in {data.root} has no segments for {', '.join(tasks)}")
     wholes = [whole for whole, parts in dataset.parts.items() if whole not in tasks and set(parts) <= set(tasks)]
-    kept = tasks if split == data.train else [*tasks, *wholes]
+    owned = [part for whole in tasks for part in dataset.parts.get(whole, {})]
+    kept = tasks if split == data.train else [*dict.fromkeys([*tasks, *wholes, *owned])]
     segments = tuple(replace(s, labels={t: s.labels[t] for t in kept if t in s.labels}) for s in segments)
     return replace(dataset, segments=segments, classes={task: dataset.classes[task] for task in tasks})
 

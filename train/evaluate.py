@@ -261,7 +261,7 @@ def table_of(results: Sequence[Result]) -> str:
         task, _, rest = row.name.partition("/")
         # A metric's name is its column; the rest of the result's name is its row.
         name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = _percent(row.value)
+        rows.setdefault(name, {})[row.metric] = shown(row)
         counts[name] = row.segments
     lines = [["", *metrics, "segments"]]
     lines += [[name, *(cells.get(metric, "") for metric in metrics), str(counts[name])] for name, cells in rows.items()]
@@ -279,6 +279,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def shown(result: Result) -> str:
+    """A fraction in per cent, seconds as they are."""
+    from .results import TIME_TO_ACTION
+
+    return f"{result.value:.2f} s" if result.metric == TIME_TO_ACTION else _percent(result.value)
 
 
 def _percent(value: float) -> str:

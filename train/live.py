@@ -35,6 +35,7 @@ from .build import stream_specs
 from .carry import Carried, pace_of
 from .predictions import Prediction, View, choose_view, dataset_of, moment_at, prediction_of, task_of_moments
 from .runs import TrainedRun
+from .stepwise import told_task
 from .testing import predict
 
 NAME = "live"
@@ -270,7 +271,7 @@ def _one(
     else:
         logits = predict(run.model, moved, precision=run.recipe.run.precision)
     scores = {task: x[0].to(torch.float32).cpu().numpy() for task, x in logits.items()}
-    row = prediction_of(run, segment, NAME, live.task, scores, top)
+    row = prediction_of(run, segment, NAME, told_task(run.recipe, run.model.head, live.task), scores, top)
     if live.carried is not None:
         row = replace(row, start_seconds=live.whole.start_seconds)
     latency = time.monotonic() - arrived

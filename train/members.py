@@ -19,9 +19,10 @@ from ..fusion import score_ensemble
 from ..pipeline.datasets.contract import Dataset
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
 from .build import build_dataset, load_split, test_tasks
-from .results import Result, evaluate
+from .results import Result, evaluate_all
 from .runs import Ticker, TrainedRun
 from .scores import ScoreTable
+from .stepwise import check_stepwise, told_tables
 from .testing import Average, Look, test_scores
 
 _FORMAT = 1
@@ -66,14 +67,9 @@ class Member:
 
     def results(self) -> list[Result]:
         """All metrics under all observations. Segments without labels are left out."""
-        found = []
-        for name, seen in self.observations.items():
-            table = labelled(seen.table)
-            if table is None:
-                continue
-            rows = evaluate(table, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
-            found += [replace(row, at=name) for row in rows]
-        return found
+        tables = {name: labelled(seen.table) for name, seen in self.observations.items()}
+        known = {name: table for name, table in tables.items() if table is not None}
+        return evaluate_all(known, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
 
 
 def labelled(table: ScoreTable) -> ScoreTable | None:
@@ -123,7 +119,8 @@ def test_run(
     quiet: bool = True,
     look: Look | None = None,
 ) -> Member | None:
-    """Scores of a run on a split (None: the recipe's test split) under all observations of its recipe.
+    """Scores of a run on a split (None: the recipe's test split) under all observations of its recipe; of heads that
+    tell step by step also those of each step, from the same pass.
 
     num_crops: squares of a frame, 1 or 3; None: the recipe's. Clips are those of the recipe's sampling.num_clips.
     batch_size: segments at a time in each process; None: as in training, less with many views.
@@ -132,6 +129,7 @@ def test_run(
     Raises: ValueError where nothing of the split can be read.
     """
     recipe = run.recipe
+    check_stepwise(recipe, run.model.head)
     split = load_split(recipe, split_name or recipe.data.test)
     check_classes(run, split)
     observations: dict[str, Observed] = {}
@@ -165,7 +163,8 @@ def test_run(
                 f"nothing of the split {split.split!r} of {split.name} can be read, such as {worst['id']}: "
                 f"{worst['reason']}"
             )
-        observations[name] = Observed(described(task), tested.scores.table(), tested.broken)
+        for at, (seen, table) in told_tables(tested, recipe, run.model.head, name, task).items():
+            observations[at] = Observed(described(seen), table, tested.broken)
     if rank:
         return None
     return Member(

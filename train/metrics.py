@@ -157,11 +157,14 @@ def mean_time_to_action(scores: np.ndarray, labels: np.ndarray, seconds: Sequenc
     Source: `tta` of RULSTM at k = 5.
     """
     ranks = label_ranks(scores, labels)
+    if ranks.ndim != 2 or len(seconds) != ranks.shape[1]:
+        raise ValueError(f"scores are {np.shape(scores)}, but {len(seconds)} times were given; they must be (N, T, C)")
+    return mean_time_to_action_of(ranks, seconds, k)
+
+
+def mean_time_to_action_of(ranks: np.ndarray, seconds: Sequence[float], k: int) -> float:
+    """`mean_time_to_action` of ranks (N, T)."""
     times = np.append(np.asarray(seconds, np.float64), 0.0)
-    if ranks.ndim != 2 or len(times) != ranks.shape[1] + 1:
-        raise ValueError(
-            f"scores are {np.shape(scores)}, but {len(times) - 1} times were given; they must be (N, T, C)"
-        )
     hits = np.concatenate([ranks < _positive(k), np.ones((len(ranks), 1), bool)], axis=1)
     return float(_mean(times[hits.argmax(1)]))
 

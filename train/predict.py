@@ -7,9 +7,9 @@
 
 Recognition: windows [first + k stride, first + k stride + window) until one reaches the end; the last is cut there.
 Anticipation: at first + k stride, k = 1, 2, ..., seen is what lies before, task.tau_o seconds at most, and told is the
-action that starts task.tau_a later. With --segments (path,start_seconds,stop_seconds[,id]) anticipation tells each
-segment's action from what ends tau_a before its start, for every tau_a of the recipe; early recognition sees every
-fraction of it that the recipe names.
+action that starts task.tau_a later; RULSTM tells that action at each of its steps, by default first 2 s ahead. With
+--segments (path,start_seconds,stop_seconds[,id]) anticipation tells each segment's action from what ends tau_a before
+its start, for every tau_a of the recipe; early recognition sees every fraction of it that the recipe names.
 
 --live reads one source that FFmpeg opens, pictures and sound. Each moment is told when the first frame after it has
 come (with sound, also what its spectrograms take, for recognition half a spectrogram more); its latency runs from that
@@ -171,6 +171,7 @@ def predict_inputs(
     """
     from .build import test_tasks
     from .predictions import choose_view, dataset_of, moments_of, prediction_of, task_of_moments
+    from .stepwise import told_tables
     from .testing import test_scores
 
     broken: list[dict[str, Any]] = []
@@ -205,13 +206,13 @@ def predict_inputs(
             broken += [{**row, "video": names[segments[row["index"]].video]} for row in tested.broken]
             if not len(tested.scores):
                 continue
-            unread = {row["id"] for row in tested.broken}
-            table = tested.scores.table([s.id for s in segments if s.id not in unread])
             by_id = {segment.id: segment for segment in segments}
-            for place, name in enumerate(table.ids):
-                scores = {each: x[place] for each, x in table.scores.items()}
-                segment = by_id[name]
-                rows.append(prediction_of(run, segment, names[segment.video], task, scores, top))
+            told = list(told_tables(tested, run.recipe, run.model.head, "", task).values())
+            for seen, table in told[1:] or told:  # of steps the told one is among the others
+                for place, name in enumerate(table.ids):
+                    scores = {each: x[place] for each, x in table.scores.items()}
+                    segment = by_id[name]
+                    rows.append(prediction_of(run, segment, names[segment.video], seen, scores, top))
     order = {item.key.partition("#")[0]: n for n, item in enumerate(inputs)}
     rows.sort(key=lambda row: (order[row.video], row.action_seconds or row.start_seconds, row.stop_seconds))
     return rows, broken

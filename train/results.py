@@ -8,7 +8,7 @@ import math
 import os
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from .scores import ScoreTable
 
 Challenge = Literal["action_recognition", "action_anticipation"]
 Classes = Mapping[str, Collection[int]]
+TIME_TO_ACTION = "top5_time_to_action"  # the one metric in seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Result:
         the sum of softmax over its actions) or "factorised" (an action's is softmax(verb) * softmax(noun), all pairs
         competing).
     subset: "all", a name of the dataset's subsets, or "many_shot_RULE" (class-mean recall over those classes).
-    at: "" or which of several predictions: "tau_a=1.00", "fraction=0.125".
-    value: a fraction, NaN where the subset holds no segment. segments: how many counted.
+    at: "" or which of several predictions: "tau_a=1", "fraction=0.125".
+    value: a fraction, or seconds (TIME_TO_ACTION); NaN where the subset holds no segment. segments: how many counted.
     """
 
     task: str
@@ -93,6 +94,55 @@ def evaluate(
                                     subset=subset, at=name,
                                 )
                             )  # fmt: skip
+    return found
+
+
+def evaluate_all(
+    tables: Mapping[str, ScoreTable],
+    *,
+    parts: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    subsets: Mapping[str, Collection[str]] | None = None,
+    many_shot: Mapping[str, Classes] | None = None,
+) -> list[Result]:
+    """`evaluate` of each observation ("", "tau_a=0.5", "fraction=0.25", ...), and `time_to_action` over all tau_a."""
+    found = []
+    for name, table in tables.items():
+        rows = evaluate(table, parts=parts, subsets=subsets, many_shot=many_shot)
+        found += [replace(row, at=name) for row in rows]
+    moments = {float(name[6:]): table for name, table in tables.items() if name.startswith("tau_a=")}
+    return found + time_to_action(moments, parts=parts)
+
+
+def time_to_action(
+    tables: Mapping[float, ScoreTable],
+    *,
+    parts: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    absent: Absent = "zero",
+) -> list[Result]:
+    """TIME_TO_ACTION of every task with one label: how many seconds before the action its label is first among the 5
+    best, mean over the segments; 0 where it never is. tables: tau_a in seconds -> scores of the same segments.
+
+    Nothing for fewer than two tau_a or different segments. It depends on which tau_a were looked at, which `at` says.
+    Source: `tta` of RULSTM, tau_a 2 to 0.25 s.
+    """
+    moments = sorted(tables, reverse=True)
+    if len(moments) < 2 or len({tables[tau_a].ids for tau_a in moments}) > 1:
+        return []
+    first = tables[moments[0]]
+    at = f"tau_a={moments[0]:g}..{moments[-1]:g}"
+    found = []
+    for task, truth in first.labels.items():
+        if truth.ndim == 2:
+            continue
+        ranks: dict[str, list[np.ndarray]] = {}
+        for tau_a in moments:
+            for source, of in _sources(tables[tau_a], task, parts or {}, absent):
+                ranks.setdefault(source, []).append(of)
+        for source, of in ranks.items():
+            value = metrics.mean_time_to_action_of(np.stack(of, 1), moments, 5)
+            found.append(
+                Result(task=task, metric=TIME_TO_ACTION, value=value, segments=len(first), scores=source, at=at)
+            )
     return found
 
 

@@ -19,12 +19,14 @@ from ..pipeline.protocols import Anticipation, Observation
 from ..pipeline.video import VideoError, open_video
 from .build import make_task
 from .charts import class_colour, escape, line_chart, matrix, share_bars, timeline
+from .evaluate import shown
 from .log import METRICS, read_metrics
 from .many_labels import class_table, mixed_up, said_of, several_tasks
 from .metrics import mean_average_precision, ranking, softmax
 from .overlay import VideoWriter, draw_boxes
 from .recipe import dump_recipe
 from .report_page import page, table
+from .results import TIME_TO_ACTION
 from .runs import recipe_file
 from .scores import ScoreTable
 
@@ -68,12 +70,12 @@ def _results(told: Told) -> str:
     if not results:
         return "<p>This split has no public labels: there is nothing to compare with.</p>"
     metrics = list(dict.fromkeys(row.metric for row in results))
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float | str]] = {}
     counts = {}
     for row in results:
         task, _, rest = row.name.partition("/")
         name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = row.value
+        rows.setdefault(name, {})[row.metric] = shown(row) if row.metric == TIME_TO_ACTION else row.value
         counts[name] = row.segments
     head = ["in %", *(m.replace("_", " ") for m in metrics), "segments"]
     cells = [[name, *(of.get(m, float("nan")) for m in metrics), str(counts[name])] for name, of in rows.items()]
@@ -86,6 +88,8 @@ def _results(told: Told) -> str:
         for task in told.member.classes:
             lines: dict[str, list[tuple[float, float]]] = {}
             for row in results:
+                if row.at not in told.member.observations:
+                    continue
                 what = told.member.observations[row.at].what
                 at = what.get("tau_a", what.get("fraction"))
                 if row.task == task and row.subset == "all" and row.scores == "direct" and at is not None:
@@ -148,8 +152,8 @@ def _curves(told: Told) -> str:
     }
     tasks = [name for name in names if name in told.member.classes]
     others = [name for name in names if name not in ("loss", *tasks)]
-    for title, shown in (("loss", ["loss"]), ("loss of each task", tasks), ("further losses", others)):
-        lines = {name: losses[name] for name in shown if name in losses}
+    for title, drawn in (("loss", ["loss"]), ("loss of each task", tasks), ("further losses", others)):
+        lines = {name: losses[name] for name in drawn if name in losses}
         charts.append(line_chart(lines, x_label="epoch", title=f"{title} (means of neighbouring steps)"))
     charts.append(
         line_chart(

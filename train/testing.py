@@ -77,7 +77,8 @@ def test_scores(
     """
     model.eval()
     classes = model.head.classes
-    known = {*classes, *dataset.dataset.parts}
+    owned = dataset.dataset.parts
+    known = {*classes, *owned, *(part for whole in classes for part in owned.get(whole, {}))}
     several = {task for task, count in dataset._tasks.items() if count is not None}
     sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, world_size=world_size)
     loader = make_loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)

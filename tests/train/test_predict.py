@@ -17,6 +17,7 @@ from videos import make_broken, read_code, write_counting_video
 from actionfuse import heartbeat
 from actionfuse.cli import main
 from actionfuse.pipeline import open_video
+from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.running import LiveSource, RingReader
 from actionfuse.pipeline.video import Size, VideoError
 from actionfuse.train import live, predict, predictions
@@ -137,6 +138,36 @@ def test_anticipation_sees_nothing_at_or_after_its_moment(videos, tmp_path, seen
     with open(table, newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 5 * (2 + 3 + 5) and lines[0]["tau_a"] == "0.5"
+
+
+def test_every_step_of_rulstm_is_told_from_what_had_passed(videos, tmp_path):
+    """The action at 3 s by its own frames alone: a row for each step, of nothing behind what it says it saw."""
+    recipe = video_recipe(
+        videos, task__kind="anticipation", task__tau_a=0.25, task__tau_o=2.0, sampling__rule="rulstm",
+        streams__rgb__clip={"frames": 6, "fps": 4, "side": 32, "crop": 32},
+        head={"name": "rulstm", "options": {"width": 8, "anticipation_steps": 4, "told_step": 2}},
+    )  # fmt: skip
+    folder = make_run(tmp_path / "run", recipe)
+    times, out = tmp_path / "times.csv", tmp_path / "p.json"
+    times.write_text(f"path,start_seconds,stop_seconds,id\n{videos}/v0.mp4,3,4,a\n")
+    assert main(["predict", str(folder), "--segments", str(times), "--json", str(out), "--quiet"]) == 0
+    rows = rows_of(out)
+    assert [(row["tau_a"], row["stop_seconds"], row["action_seconds"]) for row in rows] == [
+        (1.0, 2.0, 3.0), (0.75, 2.25, 3.0), (0.5, 2.5, 3.0), (0.25, 2.75, 3.0)
+    ]  # fmt: skip
+    run = open_run(folder)
+    segment = Segment(str(videos / "v0.mp4"), 3.0, 4.0, "a")
+    sample = predictions.dataset_of(run, [segment], predictions.task_of_moments(run))[0]
+    ends = sample.seconds["rgb"] + 1 / 25
+    for row, steps in zip(rows, (3, 4, 5, 6), strict=True):
+        seen = sample.streams["rgb"][None, :steps]
+        assert row["stop_seconds"] - 1 / 25 < float(ends[steps - 1]) <= row["stop_seconds"] + 1e-9
+        # what comes later changes nothing at this step
+        clip = torch.cat([seen, torch.zeros_like(sample.streams["rgb"][None, steps:])], 1)
+        with torch.inference_mode():
+            told = run.model({"rgb": clip}).auxiliary["steps"]["noun"][0, steps - 3].softmax(-1)
+        for each in row["top"]["noun"]:
+            assert each["score"] == pytest.approx(float(told[each["class"]]), abs=1e-5)
 
 
 def test_given_times_are_told_at_every_tau_a(videos, ahead, tmp_path):

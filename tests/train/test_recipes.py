@@ -102,8 +102,25 @@ def test_recipes_of_the_kitchen_train(name, root, tmp_path):
     if "action" not in (recipe.data.tasks or ["action"]):
         assert "action_factorised/top1_accuracy" in results
     told = {name.partition("@")[2] for name in results}
-    assert told == ({"", "tau_a=0.5"} if recipe.task.test_tau_a else {""})
+    if recipe.head.name == "rulstm":
+        assert told == {"", "tau_a=2..0.25", *(f"tau_a={step / 4:g}" for step in range(1, 9))}
+    else:
+        assert told == ({"", "tau_a=0.5"} if recipe.task.test_tau_a else {""})
     assert json.loads((tmp_path / "best" / "metrics.json").read_text())["monitor"] == recipe.run.monitor
+
+
+def test_verbs_and_nouns_are_told_by_actions(root, tmp_path):
+    name = "kitchen_anticipation_rulstm"
+    recipe = load_recipe(name, [*tiny(name), f"data.root={root}", "data.tasks=[action]"])
+    assert {task for segment in load_split(recipe, "train").segments for task in segment.labels} == {"action"}
+    results = Trainer(recipe, tmp_path, quiet=True).run()
+    for task in ("verb_marginalised", "noun_marginalised", "action"):
+        assert {
+            f"{task}/top5_accuracy",
+            f"{task}/top5_accuracy@tau_a=2",
+            f"{task}/top5_time_to_action@tau_a=2..0.25",
+        } <= (results.keys())
+    assert not any(name.startswith(("verb/", "noun/")) for name in results)
 
 
 def test_depth_and_infrared_painted_are_pictures(root):

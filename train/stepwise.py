@@ -1,0 +1,85 @@
+"""Heads that tell step by step (RULSTM): which moment each of their steps is told at, and its scores as those of an
+observation of its own, so that one pass tests all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..fusion import FusionHead
+from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
+from .build import make_task
+from .recipe import Recipe
+from .scores import ScoreTable
+from .testing import Tested
+
+
+def step_tasks(recipe: Recipe, head: FusionHead, steps: int) -> list[tuple[str, Task]]:
+    """(name, observation) of each of the last `steps` entries, in their order; empty where the recipe does not say how
+    far apart they are, or the head tells once.
+
+    Anticipation: the entry that ends t seconds before the action is `tau_a=t` (RULSTM: 2, 1.75, ..., 0.25), by the
+    rules `rulstm` and `last`. Early recognition: `fraction=0.125`, ..., by the rule `ends`.
+
+    Raises: ValueError where the recipe names observations beside: each would be told step by step again.
+    """
+    if not head.stepwise:
+        return []
+    check_stepwise(recipe, head)
+    task, places = make_task(recipe.task), recipe.sampling
+    clips = [each.clip for each in recipe.streams.values()]
+    back = np.arange(steps)[::-1]  # entries from the last one
+    if isinstance(task, Anticipation):
+        spacing = {clip.fps for clip in clips}
+        if places.rule == "rulstm":
+            apart, last = places.alpha, places.alpha
+        elif places.rule == "last" and len(spacing) == 1 and isinstance(fps := spacing.pop(), int | float):
+            apart, last = places.stride_frames / fps, task.tau_a
+        else:
+            return []
+        begins = task.tau_a + task.tau_o
+        moments = [last + apart * int(n) for n in back]
+        return [(f"tau_a={t:g}", Anticipation(tau_a=t, tau_o=max(begins - t, apart))) for t in moments]
+    frames = {clip.frames for clip in clips}
+    if isinstance(task, EarlyRecognition) and places.rule == "ends" and len(frames) == 1 and (count := frames.pop()):
+        shares = [task.fraction * (count - int(n)) / count for n in back]
+        return [(f"fraction={share:g}", EarlyRecognition(fraction=share)) for share in shares]
+    return []
+
+
+def check_stepwise(recipe: Recipe, head: FusionHead) -> None:
+    """Raises ValueError where further observations are asked of a head that tells all of its steps."""
+    if head.stepwise and (recipe.task.test_tau_a or recipe.task.test_fractions):
+        raise ValueError(
+            f"the head {recipe.head.name} tells each of its steps, and tests report them all: leave task.test_tau_a "
+            "and task.test_fractions out"
+        )
+
+
+def told_tables(
+    tested: Tested, recipe: Recipe, head: FusionHead, name: str, task: Task
+) -> dict[str, tuple[Task, ScoreTable]]:
+    """Observation and scores by name: what was tested as `name`, and each step where the head tells step by step.
+
+    The head's own logits then are those of its told step, and so is the observation that they are told of.
+    """
+    table = tested.scores.table()
+    found: dict[str, tuple[Task, ScoreTable]] = {name: (task, table)}
+    if not len(tested.steps):
+        return found
+    whole = tested.steps.table(table.ids, labels=table.labels)
+    steps = next(iter(whole.scores.values())).shape[1]
+    moments = step_tasks(recipe, head, steps)
+    if moments:
+        found[name] = (moments[-min(head.told_step, steps)][1], table)
+    for step, (at, each) in enumerate(moments):
+        found[at] = (each, replace(table, scores={of: x[:, step] for of, x in whole.scores.items()}))
+    return found
+
+
+def told_task(recipe: Recipe, head: FusionHead, task: Task) -> Task:
+    """The observation that the head's own logits are told of: that of its told step, where steps are told apart."""
+    moments = step_tasks(recipe, head, head.told_step)
+    return moments[0][1] if moments else task
