@@ -198,7 +198,7 @@ class _Model:
     """A model actor: runs shards as `shard_run` does, with decoders anywhere in the cluster."""
 
     def __init__(self, root: str, running: dict[str, Any], decoders: int) -> None:
-        from .shard_run import ShardJob
+        from .shard_job import ShardJob
 
         self._objects = open_objects(root)
         self._plan = read_plan(self._objects)

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from actionfuse import heartbeat
-from actionfuse.launch import World, command_of, first_host, make_parser, run, world_of
+from actionfuse.launch import World, command_of, first_host, gpu_count, make_parser, run, world_of
 
 SLURM = {"SLURM_NODEID": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[07-09,12],head", "SLURM_JOB_ID": "5"}
 KUBERNETES = {"JOB_COMPLETION_INDEX": "1", "PET_NNODES": "2", "PET_MASTER_ADDR": "job-0.job"}
@@ -47,6 +48,10 @@ def test_what_is_missing_is_told(env, told):
 
 def test_first_host():
     assert [first_host(x) for x in ("a", "a,b", "n[1-3]", "n[07,9]x,b", "")] == ["a", "a", "n1", "n07x", ""]
+
+
+def test_gpus_are_counted_as_torch_does():
+    assert gpu_count() == torch.cuda.device_count()
 
 
 def test_commands():

@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 from actionfuse.heartbeat import beat
@@ -164,6 +165,15 @@ def _wait_for(command: Sequence[str], env: Mapping[str, str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def gpu_count() -> int:
+    """GPUs that torch sees; where the machine shows no device of one, torch, which takes seconds, is not asked."""
+    if not any(glob(f"/dev/{name}*") for name in ("nvidia", "nvhost", "nvmap", "kfd", "dxg")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -194,11 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.words:
         parser.error("say what to run: train, extract, predict, doctor or another command of actionfuse")
     try:
-        gpus = 0
-        if args.words[0] in ("train", "extract"):
-            import torch
-
-            gpus = torch.cuda.device_count()
+        gpus = gpu_count() if args.words[0] in ("train", "extract") else 0
         command = command_of(args.words, world_of(args, os.environ, gpus), args.max_restarts, args.shutdown_timeout)
     except ValueError as error:
         print(f"launch: {error}", file=sys.stderr)

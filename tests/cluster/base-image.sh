@@ -6,8 +6,9 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 755 "$root"
 trap 'exit 143' TERM
-# the mirror that this machine is set up for
-mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | sort | uniq -c | sort -rn | awk 'NR == 1 {print $2}')
+# the mirror that this machine is set up for, also where no list of it was fetched yet
+mirror=$(apt-get indextargets --no-release-info --format '$(SITE)' 'Created-By: Packages' | sort | uniq -c | sort -rn |
+  awk 'NR == 1 {print $2}')
 debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$root" "$mirror" >&2
 ln -sf python3 "$root/usr/bin/python"
 rm -f "$root/usr/lib/python3.11/EXTERNALLY-MANAGED"
