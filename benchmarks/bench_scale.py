@@ -110,38 +110,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=10_000_000)
     parser.add_argument("--shards", type=int, default=40_000)
-    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="kept, for steps run one by one (default: a temporary one)")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="in this order (default: all)")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.step:
+    if args.inside:
         began = time.perf_counter()
-        STEPS[args.step][1](args.folder, args)
+        STEPS[args.steps[0]][1](args.folder, args)
         print(json.dumps(time.perf_counter() - began))
+    elif args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        measure(args.folder, args)
+    else:
+        with tempfile.TemporaryDirectory(prefix="actionfuse-scale-") as name:
+            measure(Path(name), args)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> None:
+    """Run the steps; the result is saved once all of them have been run in this folder."""
+    kept = folder / "rows.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else {}
+    for step in args.steps:
+        command = [sys.executable, __file__, "--videos", str(args.videos), "--shards", str(args.shards), "--inside"]
+        command += ["--steps", step, "--folder", str(folder)]
+        cost = run_measured(command, env={**os.environ, "TMPDIR": str(folder)})
+        seconds = json.loads(cost.output.splitlines()[-1])
+        rows[step] = [STEPS[step][0], f"{seconds:.1f}", f"{cost.cpu_seconds:.1f}", f"{cost.peak_mb:.0f}"]
+        print(*rows[step], flush=True)
+        kept.write_text(json.dumps(rows))
+    if rows.keys() != STEPS.keys():
         return
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="actionfuse-scale-") as name:
-        folder = Path(name)
-        for step, (words, _) in STEPS.items():
-            command = [sys.executable, __file__, "--videos", str(args.videos), "--shards", str(args.shards)]
-            cost = run_measured([*command, "--step", step, "--folder", name], env={**os.environ, "TMPDIR": name})
-            seconds = json.loads(cost.output.splitlines()[-1])
-            rows.append((words, f"{seconds:.1f}", f"{cost.cpu_seconds:.1f}", f"{cost.peak_mb:.0f}"))
-            print(*rows[-1], flush=True)
-        sizes = {
-            "list of inputs": folder / "videos.txt",
-            VIDEOS: folder / "out" / VIDEOS,
-            "shards/plan.json": folder / "out" / "shards" / "plan.json",
-        }
-        manifests = sum(entry.stat().st_size for entry in os.scandir(folder / "out" / DONE))
-        lines = [f"- {what}: {path.stat().st_size / 1e6:.1f} MB" for what, path in sizes.items()]
-        lines.append(f"- {DONE}: {manifests / 1e6:.1f} MB in {args.shards} objects")
+    sizes = {
+        "list of inputs": folder / "videos.txt",
+        VIDEOS: folder / "out" / VIDEOS,
+        "shards/plan.json": folder / "out" / "shards" / "plan.json",
+    }
+    manifests = sum(entry.stat().st_size for entry in os.scandir(folder / "out" / DONE))
+    lines = [f"- {what}: {path.stat().st_size / 1e6:.1f} MB" for what, path in sizes.items()]
+    lines.append(f"- {DONE}: {manifests / 1e6:.1f} MB in {args.shards} objects")
     requests = [
         ("plan, of a listed prefix", -(-args.videos // PAGE), "LIST"),
         ("start of a worker", f"{-(-args.shards // PAGE)} LIST, 1", "GET"),
         ("a shard", 1, f"ranged GET of about {args.videos / args.shards:.0f} lines, 1 HEAD and 1 PUT of its manifest"),
         ("verify", f"{-(-args.videos // PAGE)} LIST, {2 * args.shards}", "GET"),
     ]
-    body = table(["step", "seconds", "CPU seconds", "peak MB"], rows)
+    body = table(["step", "seconds", "CPU seconds", "peak MB"], [rows[step] for step in STEPS])
     asked = table(["on S3", "requests"], [(what, f"{count} {kind}") for what, count, kind in requests])
     title = f"Metadata of {args.videos:,} videos in {args.shards:,} shards".replace(",", " ")
     save("scale", title, f"{body}\n\n{chr(10).join(lines)}\n\n{asked}")
