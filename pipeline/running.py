@@ -246,7 +246,7 @@ class RingReader(VideoReader):
             yield self._frames(rows, sizes)
 
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         """The frames that are held."""
         check_batch(batch)

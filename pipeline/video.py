@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class VideoReader(ABC):
 
     @abstractmethod
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         """Every frame that is on screen at or after `start_seconds`, each once, in one decode pass.
 
@@ -174,14 +175,15 @@ class VideoReader(ABC):
     def stream(
         self,
         fps: float | None = None,
-        start_seconds: float = 0.0,
+        start_seconds: float = -math.inf,
         stop_seconds: float | None = None,
         short_side: SizeLike = None,
         batch: int = 64,
     ) -> Iterator[Frames]:
         """One decode pass over [start_seconds, stop_seconds) at `fps` frames a second; None = every frame once.
 
-        With fps the times are `first + k / fps`, k = 0, 1, ..., first = max(start_seconds, info.start_seconds).
+        With fps the times are `first + k / fps`, k = 0, 1, ..., first = max(start_seconds, info.start_seconds); a few
+        videos start before 0.
         """
         if fps is not None and not fps > 0:
             raise ValueError(f"fps is {fps}; it must be positive, or None for every frame")

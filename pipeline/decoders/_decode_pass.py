@@ -2,7 +2,9 @@
 
 What is on screen at a time is decided by time stamps of packets, before anything is decoded: pictures that neither are
 wanted nor serve others as reference are then not decoded at all, and gaps longer than a group of pictures are jumped.
-Damage is got past: what decodes is given, notes say what did not.
+Damage is got past: what decodes is given, notes say what did not. What comes out around it depends on how many threads
+decode and on what was left out, so a pass that meets damage begins again at the key frame before, with one thread and
+leaving nothing out.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from av.container import InputContainer
@@ -26,8 +29,17 @@ MAX_NOTES = 20
 # Jumping empties the decoder's pipeline; below this many frames going on is cheaper. One thread has no pipeline, and
 # where there is an index a jump costs little else.
 MIN_JUMP_FRAMES, MIN_JUMP_FRAMES_ALONE = 12, 2
+# These take what to leave out when they are opened, and never hear of a change.
+SKIP_FOR_GOOD = ("libdav1d",)
+# Files without times of display: FFmpeg guesses which frame a time belongs to, wrongly where pictures are reordered in
+# ways that it does not foresee (XviD). The times as such are right and frames come in order: the next has the earliest.
+GUESSED_TIMES = ("avi",)
 
 Shown = tuple[int, VideoFrame]  # ticks on the video's clock, and the picture
+
+
+class _Damaged(Exception):
+    """Met by a pass that was not careful: what follows must be decoded otherwise."""
 
 
 class DecodePass:
@@ -38,7 +50,11 @@ class DecodePass:
     ) -> None:
         self.path, self.layout, self.owner = path, layout, os.getpid()
         self._threads, self._damage = threads, damage
+        self._careful = bool(damage)
+        self._guessed = layout.info.container in GUESSED_TIMES
+        self._may_skip = layout.info.codec not in SKIP_FOR_GOOD
         base = layout.time_base
+        self._first = round(layout.info.start_seconds / float(base))
         self._step = layout.untimed_step or float(1 / (layout.info.average_fps or 25.0) / float(base))
         self._exact = len(layout.key_ticks) > 0
         self._shown_keys = layout.key_ticks + layout.key_lead
@@ -53,7 +69,7 @@ class DecodePass:
         if opened is not None:
             self._jump(0, -np.inf)
             return
-        stream.thread_type, stream.thread_count = "AUTO", self._threads
+        stream.thread_type, stream.thread_count = "AUTO", 1 if self._careful else self._threads
         self._reset()
 
     def _reset(self) -> None:
@@ -69,6 +85,7 @@ class DecodePass:
         self._out: deque[Shown] = deque()  # decoded, after the current frame
         self._current: Shown | None = None
         self._last_ticks: int | None = None
+        self._times: list[int] = []  # a heap, of pictures in the decoder, where stamps are guessed
         self._count = 0
         self._offset = 0
         self._trusted_from = -np.inf
@@ -86,14 +103,34 @@ class DecodePass:
 
     # --- what readers ask for
 
-    def on_screen(self, limit: float, following: float | None, *, linear: bool = False) -> Shown | None:
+    def on_screen(self, limit: float, following: float | None) -> Shown | None:
         """The last frame that starts at or before `limit`, else the first frame; None behind the end.
 
         following: the next limit that will be asked for, None if there is none: reading stops in time.
-        linear: go on from here without jumping.
         """
-        if not linear:
+        limit = max(limit, self._first)
+        try:
             self._go_to(limit)
+            return self._find(limit, following)
+        except _Damaged:
+            self._begin_carefully(limit)
+            return self._find(limit, following)
+
+    def frames_from(self, limit: float) -> Iterator[Shown]:
+        """The frame on screen at `limit` and all after it, each once."""
+        given = -np.inf
+        while True:
+            try:
+                for shown in self._every(max(limit, given)):
+                    if shown[0] > given:
+                        given = shown[0]
+                        yield shown
+                return
+            except _Damaged:
+                self._begin_carefully(max(limit, given))
+
+    def _find(self, limit: float, following: float | None, *, linear: bool = False) -> Shown | None:
+        """`on_screen` from here on. linear: without emptying the decoder before the end, so that nothing is missed."""
         while True:
             while self._out and self._out[0][0] <= limit:
                 self._step_to_next()
@@ -101,19 +138,23 @@ class DecodePass:
                 if self._current is not None or not self._jumped:
                     return self._current or self._out[0]
                 break
-            if self._current is not None and self._exact and self._current[0] == self._target(limit):
+            there = self._current is not None and self._exact and self._current[0] == self._target(limit)
+            if there:
                 return self._current
-            if not self._pump(limit, following):
-                if self._at_end and not self._jumped or self._current is not None:
+            if not self._pump(limit, following, linear=linear):
+                if self._all_given and (self._current is not None or not self._jumped):
                     return self._last_of_all(limit)
                 break
-        # The key frame that was jumped to did not decode: the frame on screen is an earlier one. Find it step by step.
+        # The picture that its packet promises did not decode, or not the key frame that was jumped to: the frame on
+        # screen is an earlier one. Find it step by step.
         self._reopen()
-        return self.on_screen(limit, limit, linear=True)
+        return self._find(limit, limit, linear=True)
 
-    def frames_from(self, limit: float) -> Iterator[Shown]:
-        """The frame on screen at `limit` and all after it, each once."""
-        if limit > self._first_ticks():
+    def _every(self, limit: float) -> Iterator[Shown]:
+        """`frames_from`, where nothing is damaged."""
+        if limit > self._first:
+            if self._drained and not self._all_given:
+                self._go_back(limit)
             self.on_screen(limit, limit)
             if self._current is not None:
                 yield self._current
@@ -128,20 +169,20 @@ class DecodePass:
                 self._last_of_all(np.inf)
                 return
 
+    @property
+    def _all_given(self) -> bool:
+        """The decoder was emptied behind the last packet."""
+        return self._drained and self._at_end and not self._queue
+
     def _step_to_next(self) -> None:
         self._current = self._out.popleft()
         if self._ahead:
             del self._ahead[: bisect_right(self._ahead, self._current[0])]
 
-    def _first_ticks(self) -> float:
-        return self.layout.info.start_seconds / float(self.layout.time_base)
-
     def _last_of_all(self, limit: float) -> Shown | None:
         """The last frame that decodes, for as long as it is shown. Notes a file that ends before it should."""
         if self._current is None:
             raise VideoError(f"{self.path}: not a single frame can be decoded{self._why()}")
-        if not self._at_end:
-            return self._current
         ticks, frame = self._current
         end = ticks + max(frame.duration or 0, self._step)
         if end < self.layout.info.stop_seconds / float(self.layout.time_base) - 2 * self._step:
@@ -160,10 +201,20 @@ class DecodePass:
         if self._worth_a_jump(k):
             self._jump(k, limit)
         elif (self._current is not None and limit < self._current[0]) or self._out_of_reach(limit):
-            if self._exact:
-                self._jump(max(k, 0), limit)
-            else:
-                self._reopen()
+            self._go_back(limit)
+
+    def _go_back(self, limit: float) -> None:
+        """Stand at the key frame before `limit`, or at the start."""
+        if self._exact:
+            self._jump(max(self._key_before(limit), 0), limit)
+        else:
+            self._reopen()
+
+    def _begin_carefully(self, limit: float) -> None:
+        self._careful = True
+        self._reopen()
+        if self._exact:
+            self._go_back(limit)
 
     def _key_before(self, limit: float) -> int:
         return int(self._shown_keys.searchsorted(limit, side="right")) - 1
@@ -267,7 +318,7 @@ class DecodePass:
             return self._ahead[n - 1]
         return None if self._current is None else self._current[0]
 
-    def _pump(self, limit: float, following: float | None, *, everything: bool = False) -> bool:
+    def _pump(self, limit: float, following: float | None, *, everything: bool = False, linear: bool = False) -> bool:
         """Give the decoder one more packet. False: there is nothing more to give and nothing more to come."""
         if self._drained:
             return False
@@ -280,7 +331,9 @@ class DecodePass:
             return self._send(skip=target is not None and pts is not None and pts < target)
         # The decoder has the frame but holds it back until more packets come or until it is emptied.
         if following is None or self._worth_a_jump(self._key_before(following)):
-            return self._drain()
+            if not (linear or self._careful):
+                return self._drain()
+            following = limit
         self._fill(following)
         if not self._queue and not self._enqueue():
             return self._drain()
@@ -292,6 +345,7 @@ class DecodePass:
         self._queued_bytes -= packet.size
         if packet.pts is not None:
             self._waiting.discard(packet.pts)
+        skip = skip and self._may_skip and not self._careful
         if skip != self._skipping:
             # Only pictures that no other one refers to are left out, so that all others come out as ever.
             self._decoder.skip_frame = "NONREF" if skip else "DEFAULT"
@@ -305,23 +359,34 @@ class DecodePass:
         return True
 
     def _decode(self, packet: Packet | None) -> None:
+        time = packet.pts if packet is not None and self._guessed else None
+        if time is not None:
+            heappush(self._times, time)
         try:
             frames = self._decoder.decode(packet)
         except FFmpegError as error:
-            if not isinstance(error, EOFError):
-                self._note(f"damage near {self._place()}: {reason(error)}")
+            if isinstance(error, EOFError):
+                return
+            if not self._careful:
+                raise _Damaged from error
+            self._note(f"damage near {self._place()}: {reason(error)}")
+            if time in self._times:  # nothing comes of it
+                self._times.remove(time)
+                heapify(self._times)
             return
         for frame in frames:
             if (ticks := self._stamp(frame)) is not None:
                 if frame.is_corrupt:
+                    if not self._careful:
+                        raise _Damaged
                     self._note(f"the frame at {to_seconds(ticks, self.layout.time_base):.3f} s is damaged")
                 self._out.append((ticks, frame))
 
     def _stamp(self, frame: VideoFrame) -> int | None:
         """The frame's time on a clock that only goes forward; None: it must not be shown."""
-        last, pts = self._last_ticks, frame.pts
+        last, pts = self._last_ticks, heappop(self._times) if self._times else frame.pts
         if self.layout.untimed_step is not None:
-            pts = round(self._count * self.layout.untimed_step)
+            pts = self._first + round(self._count * self.layout.untimed_step)
             self._count += 1
         elif pts is None:
             pts = 0 if last is None else last - self._offset + max(1, round(self._step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +97,7 @@ class IndexedReader(VideoReader):
             yield self._give(numbers, short_sides)
 
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         size = self._rows(short_sides, batch)
         first = max(0, int(np.searchsorted(self._pts_seconds, start_seconds + self.slack_seconds, "right")) - 1)

@@ -21,6 +21,7 @@ than the rule says is seen.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -236,7 +237,7 @@ class FlowFolderReader(VideoReader):
                 return
 
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         if start_seconds < self.info.stop_seconds:
             first = np.searchsorted(self._times, start_seconds + self.slack_seconds, side="right") - 1

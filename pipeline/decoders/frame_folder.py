@@ -24,6 +24,7 @@ the first picture is one, and `info.pixel_format` "gray16" or, with several chan
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -395,7 +396,7 @@ class FrameFolderReader(VideoReader):
                 return
 
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         rows = self._rows(batch, short_sides)
         if start_seconds >= self._end:

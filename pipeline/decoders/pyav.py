@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -55,7 +56,7 @@ class PyAVReader(VideoReader):
                 stream.thread_type, stream.thread_count = "AUTO", self._threads
                 self._layout = probe_layout(self.path, container, stream)
                 self.damage.extend(self._layout.damage)
-                if len(self._layout.key_ticks):  # opened once for all
+                if len(self._layout.key_ticks) and not self.damage:  # opened once for all
                     self._idle = DecodePass(self.path, self._layout, self._threads, self.damage, container)
             finally:
                 if self._idle is None:
@@ -135,7 +136,7 @@ class PyAVReader(VideoReader):
             self._end(decoding)
 
     def all_frames(
-        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = 0.0, batch: int = 64
+        self, short_sides: Sequence[SizeLike] = (None,), start_seconds: float = -math.inf, batch: int = 64
     ) -> Iterator[tuple[Frames, ...]]:
         check_batch(batch)
         layout = self._lay_out()

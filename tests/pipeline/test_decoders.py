@@ -209,6 +209,87 @@ def test_jumps_land_where_reading_through_does(suffix, threads, tmp_path):
             assert np.array_equal(np.concatenate([f.data for f in got]), data[5::stride])
 
 
+def _cut_out_of_open_groups(folder: Path) -> Path:
+    options = {"x264-params": "open-gop=1:keyint=24:bframes=3"}
+    source = videos.write_counting_video(folder / "source.mp4", 120, bframes=3, codec_options=options)
+    videos.ffmpeg("-ss", "0.7", "-i", source, "-c", "copy", folder / "cut.mp4")
+    return folder / "cut.mp4"
+
+
+def _av1(folder: Path) -> Path:
+    options = {"preset": "12", "svtav1-params": "lp=1"}
+    return videos.write_counting_video(folder / "av1.webm", 80, codec="libsvtav1", gop=16, codec_options=options)
+
+
+ANY_WAY = {
+    "cut out of open groups": _cut_out_of_open_groups,
+    "av1": _av1,
+    "starts at 5 s": lambda folder: videos.make("start_mp4", folder).path,
+    "damaged": lambda folder: videos.make("damaged_middle", folder).path,
+    "cut off": lambda folder: videos.make("truncated", folder).path,
+}
+
+
+@pytest.mark.parametrize("kind", ANY_WAY)
+def test_any_way_of_asking_gives_the_same(kind, tmp_path):
+    """Whatever was asked for before, by however many threads; but damage leaves traces in its group of pictures, which
+    are others where decoding begins in the group before.
+    """
+    path = ANY_WAY[kind](tmp_path)
+    with open_video(path, threads=1) as reader:
+        data, times = whole(reader)
+        start, stop, slack = reader.info.start_seconds, reader.info.stop_seconds, reader.slack_seconds
+    readers = [open_video(path, threads=threads) for threads in (1, 2, 3)]
+    draw = random.Random(kind)
+    for trip in range(40):
+        reader = draw.choice(readers)
+        moments = sorted(draw.uniform(start - 0.1, stop - 0.001) for _ in range(draw.choice([1, 2, 4, 8])))
+        first = max(0, int(np.searchsorted(times, moments[0] + slack, "right")) - 1)
+        way = trip % 4
+        if way == 0:  # not to the end
+            asked = reader.select(moments, batch=1)
+            found = [next(asked)[0] for _ in range(draw.randint(1, len(moments)))]
+            asked.close()
+            wanted = frame_on_screen(times, np.array(moments[: len(found)]), slack)
+        elif way == 1:
+            found = [frames for (frames,) in reader.all_frames(start_seconds=moments[0], batch=7)]
+            wanted = np.arange(first, len(times))
+        elif way == 2:
+            reader.rest()
+            found = [reader.frames_at(moments[::-1], outside="clamp")]
+            wanted = frame_on_screen(times, np.array(moments[::-1]), slack)
+        else:
+            found = [reader.frames_at(times[first : first + 6 : 2])]
+            wanted = np.arange(first, min(first + 6, len(times)), 2)
+        assert np.array_equal(np.concatenate([frames.pts_seconds for frames in found]), times[wanted]), trip
+        whole_group = (times[wanted] < 1.92) | (times[wanted] >= 2.4) if kind == "damaged" else slice(None)
+        pictures = np.concatenate([frames.data for frames in found])
+        assert np.array_equal(pictures[whole_group], data[wanted][whole_group]), trip
+    for reader in readers:
+        reader.close()
+
+
+def test_frames_of_avi_files_come_in_order(tmp_path):
+    """AVI has no times of display, and those that FFmpeg guesses for reordered h264 are in another order."""
+    path = videos.write_counting_video(tmp_path / "reordered.avi", 60, gop=20, bframes=3)
+    with open_video(path) as reader:
+        data, times = whole(reader)
+        assert videos.read_codes(data) == list(range(60))
+        assert np.allclose(np.diff(times), 1 / 25) and not reader.damage
+        assert videos.read_codes(reader.frames_at(times[[40, 3, 17]]).data) == [40, 3, 17]
+
+
+def test_a_video_that_starts_before_zero_is_read_from_its_start(tmp_path):
+    """The clock of MPEG-TS runs over after 95443.7 s; FFmpeg counts what came before as negative."""
+    source = videos.write_counting_video(tmp_path / "source.mp4", 50)
+    path = tmp_path / "over.ts"
+    videos.ffmpeg("-i", source, "-c", "copy", "-output_ts_offset", "95441", path)
+    with open_video(path) as reader:
+        assert reader.info.start_seconds < -1
+        assert videos.read_codes(whole(reader)[0]) == list(range(50))
+        assert videos.read_codes(np.concatenate([frames.data for frames in reader.stream(fps=25)])) == list(range(50))
+
+
 def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
     path = videos.write_counting_video(tmp_path / "long.mp4", 600, gop=20, bframes=3)
     sent = []
