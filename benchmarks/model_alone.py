@@ -13,7 +13,7 @@ import torch
 from _common import own_cpu_seconds
 from _options import runner_of
 
-from actionfuse.extract.memory import keep_freed_memory
+from actionfuse._memory import keep_freed_memory
 from actionfuse.extract.runner import Batch
 from actionfuse.extract.settings import batch_clips, default_compute_threads
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from ..pipeline.inputs import find_videos
 from ..pipeline.remote import is_url
 from ..pipeline.video import DECODERS
-from .memory import keep_freed_memory
 from .passes import decode_passes, in_order
 from .plan import num_workers
 from .workers import Pool, Standby
@@ -205,7 +204,6 @@ def main(args: argparse.Namespace) -> int:
     videos = find_videos(args.paths, args.root)
     if not videos:
         raise ValueError(f"no video found in {', '.join(args.paths)}; `actionfuse probe` tells what is in there")
-    keep_freed_memory()
     launching = args.processes > 1 and "ACTIONFUSE_PROCESS" not in os.environ
     workers = num_workers(args.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     first = islice(decode_passes(in_order(videos)), workers)

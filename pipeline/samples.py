@@ -25,8 +25,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+
+from actionfuse._memory import keep_freed_memory
 
 from .annotations import Segment
 from .audio import AudioReader
@@ -38,6 +40,7 @@ from .past_labels import PastLabels, single_label_tasks
 from .pixel_reader import TIME, Draw, PixelReader
 from .protocols import Anticipation, NotObserved, Observation, Recognition, Sampling, Task
 from .sampling import draw
+from .shared_batches import SharedCollate, shared_memory_available
 from .video import VideoError, VideoReader
 
 IGNORED = -100  # the label of a segment that has none: what torch's cross_entropy leaves out
@@ -325,7 +328,7 @@ def _label_kinds(dataset: Dataset, classes: Mapping[str, int]) -> dict[str, int 
 # --- batches
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+def collate(samples: Sequence[Sample], empty: Callable[..., Tensor] | None = None) -> dict[str, Any]:
     """Samples as one batch of those that could be read.
 
     streams (B, [views,] T, ...), masks (B, [views,] T), seconds, boxes {boxes, present, categories} and labels by task,
@@ -334,17 +337,22 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     start_seconds, stop_seconds float64 (B,); id: list of B; pairs, flow_network: as in Sample.
     broken: what could not be read, and damaged: what was read
     with blemishes, each a list of {id, index, reason}. Where nothing could be read B is 0 and streams are empty.
+
+    empty: makes the tensors that samples are copied to, by (shape, dtype); None: torch.empty.
     """
+    empty = empty or _empty
     whole = [sample for sample in samples if not sample.error]
     batch: dict[str, Any] = {
-        name: {key: _batched([getattr(sample, name)[key] for sample in whole]) for key in getattr(whole[0], name)}
+        name: {
+            key: _batched([getattr(sample, name)[key] for sample in whole], empty) for key in getattr(whole[0], name)
+        }
         if whole
         else {}
         for name in ("streams", "masks", "seconds", "boxes", "labels", "pairs")
     }
     batch["flow_network"] = whole[0].flow_network if whole else None
     tasks = whole[0].past_labels if whole else ()
-    batch["past_labels"] = {task: _batched([s.past_labels[task] for s in whole], IGNORED) for task in tasks}
+    batch["past_labels"] = {task: _batched([s.past_labels[task] for s in whole], empty, IGNORED) for task in tasks}
     batch["index"] = torch.tensor([sample.index for sample in whole], dtype=torch.int64)
     batch["epoch"] = torch.tensor([sample.epoch for sample in whole], dtype=torch.int64)
     for name in ("start_seconds", "stop_seconds"):
@@ -355,21 +363,23 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     return batch
 
 
-def _batched(tensors: list[Tensor], padding: int = 0) -> Tensor:
-    """One tensor, smaller ones padded; in a worker it lies in shared memory at once.
+def _batched(tensors: list[Tensor], empty: Callable[..., Tensor], padding: int = 0) -> Tensor:
+    """One tensor, smaller ones padded.
 
     Depth of 8 and of 16 bits in one dataset is uint8 and float32: together float32.
     """
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    shape = tuple(map(max, zip(*(tensor.shape for tensor in tensors), strict=True)))
-    padded = []
-    for tensor in tensors:
-        if tuple(tensor.shape) != shape:
-            room = tensor.new_full(shape, padding)
-            room[tuple(slice(length) for length in tensor.shape)] = tensor
-            tensor = room
-        padded.append(tensor.to(dtype))
-    return default_collate(padded)
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    batch = empty((len(tensors), *map(max, zip(*shapes, strict=True))), dtype=dtype)
+    if len(shapes) > 1:
+        batch.fill_(padding)
+    for row, tensor in zip(batch, tensors, strict=True):
+        row[tuple(map(slice, tensor.shape))] = tensor
+    return batch
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 class _LeaveToParent:
@@ -389,6 +399,7 @@ class _LeaveToParent:
 def _begin_worker(_: int, single_threaded: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _LeaveToParent())
+    keep_freed_memory()
     if single_threaded:
         cv2.setNumThreads(1)
 
@@ -408,15 +419,19 @@ def make_loader(
     # Workers share the cores, so each has one thread of OpenCV. Not those that were forked: OpenCV's threads stayed
     # with the parent, and to change their number would wait for them forever.
     prepare = partial(_begin_worker, single_threaded=method != "fork")
-    return DataLoader(
+    shared = SharedCollate(collate) if num_workers and shared_memory_available() else None
+    loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=shared or collate,
         pin_memory=pin_memory,
         worker_init_fn=prepare if num_workers else None,
         multiprocessing_context=method if num_workers else None,
         prefetch_factor=prefetch_batches if num_workers else None,
         persistent_workers=num_workers > 0,
     )
+    if shared is not None:
+        shared.watch(loader)
+    return loader

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from . import __version__
+from ._memory import keep_freed_memory
 
 COMMANDS = {
     # name: (module, one line for --help)
@@ -133,6 +134,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
     What a process owes others is done first: threads end, `atexit` functions run, output is flushed.
     """
+    keep_freed_memory()
     try:
         code = main(argv)
     except SystemExit as asked:

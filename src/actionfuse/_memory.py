@@ -14,7 +14,8 @@ def keep_freed_memory() -> bool:
 
     By default every activation above 128 KiB to 32 MiB goes back to the kernel when it is freed, and is mapped and
     zeroed anew for the next layer: on a CPU that was a quarter of the time of a light network (5 of 20 ms a frame). It
-    concerns the whole process, so only the program asks for it, never the library. Without glibc nothing happens.
+    concerns the whole process, so only the program asks for it and processes that are our own (workers of a loader),
+    never the library. Without glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
