@@ -371,7 +371,15 @@ def create_backbone(
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
             raise ValueError(f"backbone {name!r} has no option {option!r}; {hint}")
     chosen = {"network": network, **options} if network else options
-    backbone = make(stream=stream, num_classes=num_classes, weights=weights, **chosen)
+    try:
+        backbone = make(stream=stream, num_classes=num_classes, weights=weights, **chosen)
+    except OSError as error:
+        if weights != "pretrained":
+            raise
+        raise ValueError(
+            f"the pretrained weights of {name!r} cannot be fetched ({error}); fetch them where there is a network, and "
+            "give the file's path as weights"
+        ) from error
     backbone.name, backbone.options = name, dict(options)
     return backbone.eval()
 
