@@ -64,12 +64,14 @@ class Output:
         fits them to the same labels with the head's `auxiliary_weights[name]`, testing may look at them. Those called
         `past/...`, (B, T, classes), are fitted to what was done at each of T observed steps, where a recipe asks.
     extras: name -> what people look at: attention shares, modality weights, predicted boxes. Detached.
+    pooled: stream -> (B, D), the mean over space and real steps of what the head got, where a model was asked for it.
     """
 
     logits: dict[str, Tensor]
     losses: dict[str, Tensor] = field(default_factory=dict)
     auxiliary: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    pooled: dict[str, Tensor] = field(default_factory=dict)
 
 
 class FusionHead(nn.Module):

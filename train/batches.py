@@ -17,6 +17,7 @@ from ..pipeline.annotations import Segment
 from ..pipeline.order import EpochSampler, epoch_order
 from ..pipeline.raft import flow_codes, shared_raft
 from ..pipeline.sampling import draw
+from .distance import grouped_order
 from .losses import UNKNOWN
 from .mixup import fully_labelled, mixup, soft_labels
 
@@ -24,22 +25,33 @@ _BALANCED, _MIX, _ERASE, _STEP = 8, 9, 10, 11  # parts of draws, beside those of
 
 
 class TrainSampler(EpochSampler):
-    """EpochSampler with repeated augmentation and class-balanced drawing.
+    """EpochSampler with repeated augmentation, class-balanced drawing and groups of a class.
 
     repeats: how often a segment comes in a row of its place in the order, each time drawn anew (Hoffer et al., "Augment
         your batch", CVPR 2020): it counts as `repeats` samples.
     probabilities: of each segment; an epoch then draws as many segments as there are, with replacement.
+    groups: the class of each segment, and how many of a class come in a row (distance.py).
     """
 
     def __init__(
-        self, num_samples: int, *, repeats: int = 1, probabilities: np.ndarray | None = None, **options: Any
+        self,
+        num_samples: int,
+        *,
+        repeats: int = 1,
+        probabilities: np.ndarray | None = None,
+        groups: tuple[np.ndarray, int] | None = None,
+        **options: Any,
     ) -> None:
-        self.repeats, self.probabilities = repeats, probabilities
+        self.repeats, self.probabilities, self.groups = repeats, probabilities, groups
+        if groups is not None:
+            num_samples = len(grouped_order(*groups, seed=0, epoch=0))
         super().__init__(num_samples * repeats, **options)
 
     def order(self) -> np.ndarray:
         single = self.num_samples // self.repeats
-        if self.probabilities is None:
+        if self.groups is not None:
+            order = grouped_order(*self.groups, self.seed, self.epoch)
+        elif self.probabilities is None:
             order = epoch_order(single, self.seed, self.epoch, self.shuffle)
         else:
             order = draw(self.seed, self.epoch, 0, _BALANCED).choice(single, single, p=self.probabilities)
@@ -50,7 +62,7 @@ class TrainSampler(EpochSampler):
         # The same goes for one that is drawn twice.
         first = self.start_index + self.rank
         for place, index in enumerate(self.indices().tolist()):
-            if self.probabilities is None:
+            if self.probabilities is None and self.groups is None:
                 yield self.epoch * self.repeats + (first + place * self.world_size) % self.repeats, index
             else:
                 yield self.epoch * self.num_samples + first + place * self.world_size, index

@@ -34,8 +34,9 @@ from actionfuse._files import write_atomically
 from . import checkpoint
 from .batches import Batch, TrainSampler, balanced_probabilities, erase, mix, step_seed, to_device
 from .build import build_dataset, build_model, load_split, test_tasks
+from .distance import check_distance, group_labels, task_of
 from .log import RunLog
-from .losses import class_weights_of, total_loss
+from .losses import class_weights_of
 from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of
 from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
@@ -43,6 +44,7 @@ from .results import evaluate_all
 from .same_recipe import check_same_recipe
 from .scores import ScoreTable
 from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gradients, whole
+from .step import Step
 from .stepwise import check_stepwise, told_tables
 from .testing import test_scores
 from .world import check_batch, check_world
@@ -61,29 +63,6 @@ class _TestStopped(Exception):
 
 class NotFinite(Exception):
     """A loss became NaN or infinite. str(error) names the segments."""
-
-
-class Step(nn.Module):
-    """Model and loss as one module, so that wrappers of parallel training see plain tensors come out."""
-
-    def __init__(self, model: ActionModel, recipe: Recipe, class_weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model, self.recipe, self.class_weights = model, recipe, dict(class_weights)
-
-    def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict, past: dict | None = None) -> dict[str, Any]:
-        output = self.model(inputs, boxes, masks, losses=True)
-        weights = {task: weight.to(next(iter(targets.values())).device) for task, weight in self.class_weights.items()}
-        loss, parts = total_loss(
-            output,
-            targets,
-            self.recipe.loss,
-            smoothing=self.recipe.optim.label_smoothing,
-            auxiliary_weights=self.model.head.auxiliary_weights,
-            main_weight=self.model.head.main_weight,
-            class_weights=weights,
-            past=past,
-        )
-        return {"loss": loss, "parts": parts}
 
 
 @dataclass
@@ -170,13 +149,18 @@ class Trainer:
 
     def _make_sampler(self) -> TrainSampler:
         recipe, segments = self.recipe, self.train_split.segments
-        probabilities = None
+        probabilities = groups = None
         if recipe.loss.balance == "class":
             probabilities = balanced_probabilities(segments, self._balance_task())
+        distance = recipe.loss.distance
+        if distance.weight:
+            check_distance(recipe, list(self.classes), self.world, self.micro)
+            groups = group_labels(segments, task_of(distance, list(self.classes))), distance.per_class
         return TrainSampler(
             len(segments),
             repeats=recipe.augment.repeats,
             probabilities=probabilities,
+            groups=groups,
             seed=recipe.run.seed,
             rank=self.rank,
             world_size=self.world,

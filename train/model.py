@@ -16,6 +16,7 @@ from actionfuse._files import write_atomically
 
 from ..backbones import Backbone, InputSpec, create_backbone
 from ..fusion import FusionHead, Instances, Output, State, create_head
+from ..fusion.contract import as_sequence, masked_mean
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -61,6 +62,7 @@ class ActionModel(nn.Module):
         *,
         losses: bool | None = None,
         extras: bool = False,
+        pooled: bool = False,
     ) -> Output:
         """Logits of every task; see FusionHead.forward for the rest.
 
@@ -68,9 +70,13 @@ class ActionModel(nn.Module):
             or, for streams without a backbone, features (B, D, T, H, W) or (B, T, D).
         masks: stream -> bool (B, T) over the entries of its input; a step of a feature map is there where any of the
             entries that it covers is.
+        pooled: also return the streams' mean features.
         """
         features, kept = self._features(inputs, masks)
-        return self.head(features, boxes, kept, losses=losses, extras=extras)
+        output = self.head(features, boxes, kept, losses=losses, extras=extras)
+        if pooled:
+            output.pooled = {stream: masked_mean(as_sequence(x), kept.get(stream)) for stream, x in features.items()}
+        return output
 
     def step(
         self, inputs: Mapping[str, Tensor], state: State | None = None, masks: Mapping[str, Tensor] | None = None

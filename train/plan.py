@@ -225,8 +225,8 @@ class Bench:
     def __init__(self, recipe: Recipe, model: Any) -> None:
         import torch
 
-        from .engine import Step
         from .optim import build_optimizer, param_groups
+        from .step import Step
         from .testing import autocast
 
         self.recipe, self.cuda = recipe, torch.cuda.is_available()

@@ -216,6 +216,23 @@ class Optim:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class Distance:
+    """Distance-weighted sampling (Wu et al., ICCV 2017; train/distance.py): epochs come in groups of `per_class`
+    segments of a class, and a margin loss on their mean features has its negatives drawn by distance.
+
+    weight: of that loss beside the tasks'; 0 = none of it. task: whose classes; "" = the first.
+    margin, boundary, cutoff: alpha, beta and the least distance that counts, of features of length 1.
+    """
+
+    weight: float = 0.0
+    task: str = ""
+    per_class: int = 4
+    margin: float = 0.2
+    boundary: float = 1.2
+    cutoff: float = 0.5
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class Loss:
     """kind: "cross_entropy", or "bce" where several classes hold at once. weights: task -> factor.
 
@@ -223,6 +240,7 @@ class Loss:
         needs task.kind anticipation and a head that reports `auxiliary["past/..."]` (afft_* with options.past).
     balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
         1 / frequency). balance_task: whose classes.
+    distance: distance-weighted sampling of pairs, instead of balance "class".
     """
 
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"
@@ -230,6 +248,7 @@ class Loss:
     past: float = 0.0
     balance: Literal["none", "class", "loss"] = "none"
     balance_task: str = ""
+    distance: Distance = field(default_factory=Distance)
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

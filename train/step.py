@@ -1,0 +1,41 @@
+"""One training step's forward pass: the model and all that it is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .distance import distance_loss, embedding, task_of
+from .losses import total_loss
+from .model import ActionModel
+from .recipe import Recipe
+
+
+class Step(nn.Module):
+    """Model and loss as one module, so that wrappers of parallel training see plain tensors come out."""
+
+    def __init__(self, model: ActionModel, recipe: Recipe, class_weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.recipe, self.class_weights = model, recipe, dict(class_weights)
+
+    def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict, past: dict | None = None) -> dict[str, Any]:
+        distance = self.recipe.loss.distance
+        output = self.model(inputs, boxes, masks, losses=True, pooled=distance.weight > 0)
+        weights = {task: weight.to(next(iter(targets.values())).device) for task, weight in self.class_weights.items()}
+        loss, parts = total_loss(
+            output,
+            targets,
+            self.recipe.loss,
+            smoothing=self.recipe.optim.label_smoothing,
+            auxiliary_weights=self.model.head.auxiliary_weights,
+            main_weight=self.model.head.main_weight,
+            class_weights=weights,
+            past=past,
+        )
+        if distance.weight:
+            labels = targets[task_of(distance, list(self.model.head.classes))]
+            apart = distance.weight * distance_loss(embedding(output.pooled), labels, distance)
+            loss, parts = loss + apart, {**parts, "distance": apart.detach()}
+        return {"loss": loss, "parts": parts}
