@@ -103,6 +103,7 @@ def decode_frames(
     for takers, pictures, shown in _shown_frames(reader, tracks, sizes, watch, beat):
         frames.update({tracks[taker.track].task for taker in takers})
         for taker in takers:
+            beat()  # TV-L1 takes many seconds a field
             track = tracks[taker.track]
             track.take(taker, pictures[sizes.index(track.plan.size)], shown, depth_at, copy=len(tracks) > 1)
 
