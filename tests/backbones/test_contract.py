@@ -6,6 +6,7 @@ import copy
 import pickle
 import shutil
 from dataclasses import replace
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -325,3 +326,13 @@ def test_traces_as_one_graph(name: str) -> None:
     clips = torch.empty(1, backbone.input_spec.channels, *small_size(backbone), device="meta")
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
     assert compiled(clips).shape == backbone(clips).shape
+
+
+def test_pretrained_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
+    def no_network(*_args, **_options):
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    with pytest.raises(ValueError, match="'i3d_r50' cannot be fetched .*no route to host.*give the file's path"):
+        create_backbone("i3d_r50", weights="pretrained")
