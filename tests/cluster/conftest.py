@@ -22,8 +22,13 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(LIMIT_SECONDS))
+        if not item.path.is_relative_to(HERE):
+            continue
+        given = item.get_closest_marker("timeout")
+        seconds = given.args[0] if given is not None else LIMIT_SECONDS
+        # Of the test alone: what fixtures start and stop for all of a module has limits of its own, and must not be
+        # broken off, half removed, because the last test was slow.
+        item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -47,9 +49,10 @@ class Cluster:
 
     node: subprocess.Popen
 
-    def __init__(self, daemons: Daemons) -> None:
+    def __init__(self, daemons: Daemons, scratch: Path) -> None:
         self.daemons, self.port, self.count = daemons, free_port(), 0
         self.env = {"RAY_ADDRESS": f"127.0.0.1:{self.port}", "RAY_AUTH_MODE": "disabled", "RAY_DISABLE_DASHBOARD": "1"}
+        self.env |= {"RAY_TMPDIR": str(scratch), "TMPDIR": str(scratch)}
 
     def start(self, *words: str, cpus: int) -> subprocess.Popen:
         self.count += 1
@@ -94,8 +97,16 @@ def processes() -> Iterator[tuple[int, list[bytes]]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(daemons: Daemons) -> Iterator[Cluster]:
-    cluster = Cluster(daemons)
+def scratch() -> Iterator[Path]:
+    """What processes that are killed leave behind; its name is short, as the path of a socket has 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="af-ray-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(scratch: Path, daemons: Daemons) -> Iterator[Cluster]:
+    cluster = Cluster(daemons, scratch)
     cluster.start("--head", f"--port={cluster.port}", "--include-dashboard=false", cpus=2)
     cluster.node = cluster.start(f"--address=127.0.0.1:{cluster.port}", cpus=2)
     yield cluster
