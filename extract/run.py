@@ -90,6 +90,8 @@ class Job:
             self._boxes, boxes_sha256 = _read_boxes(args, videos if named is None else named)
         if args.labels is not None and not args.top:
             raise ValueError("--labels names the classes that --top K prints: give both")
+        if args.key_fps is not None and args.store != "lmdb":
+            raise ValueError(f"--key-fps is for the keys of an LMDB; --store {args.store} has none: leave it out")
         self._runners, recipes = build_runners(settings_of(args, fps))
         self._recipes: dict[tuple[str, str], dict[str, Any]] = {}
         for runner, recipe in zip(self._runners, recipes, strict=True):
@@ -116,7 +118,7 @@ class Job:
                 overwrite=args.overwrite,
             )
         except OSError as error:
-            raise ValueError(f"--out {args.out} cannot be written: {error}") from error
+            raise ValueError(f"--out {args.out} cannot be written: {error.strerror or error}") from error
 
     def dry_run(self) -> int:
         """Print the rows that each video will give."""

@@ -216,6 +216,7 @@ def test_every_task_has_scores_of_its_own(folder: Path, tmp_path: Path, extract:
         (["--flow-weights", "raft.pth", "--stream", "flow", "--flow-method", "dis_fast"], "has no weights"),
         (["--flow-weights", "nowhere.pth", "--stream", "flow"], "no such file"),
         (["--audio-preset", "logmel"], "no sound is extracted"),
+        (["--key-fps", "30"], "--store npz has none"),
         (["--processes", "2", "--device", "nothing"], "write auto, cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
