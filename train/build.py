@@ -143,7 +143,10 @@ def init_from(model: ActionModel, path: Path, but: Collection[str] = ()) -> list
 
     Raises: ValueError where nothing fits: that is the wrong file.
     """
-    file = path if path.is_file() else find_model(path) / WEIGHTS
+    try:
+        file = path if path.is_file() else find_model(path) / WEIGHTS
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}; train that stage first, or name where its run lies") from None
     given, own = load_file(file), model.state_dict()
     wanted = {key: value.shape for key, value in own.items() if key not in but}
     fitting = {key: value for key, value in given.items() if wanted.get(key) == value.shape}

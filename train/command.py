@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     if args.show:
         print(dump_recipe(recipe), end="")
         return 0
-    from .engine import PREEMPTED, NotFinite, Preempted, Trainer
+    from .engine import PREEMPTED, NotFinite, Preempted, Trainer, Unreadable
     from .world import parse_processes
 
     processes = None if args.processes is None else parse_processes(args.processes)
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
             Path(node).touch()
         print(f"stopped and saved at step {trainer.progress.step}; the same call goes on from there", file=sys.stderr)
         return PREEMPTED
-    except NotFinite as error:
+    except (NotFinite, Unreadable) as error:
         print(f"training stopped: {error}", file=sys.stderr)
         return 1
     return 0

@@ -45,7 +45,7 @@ from .same_recipe import check_same_recipe
 from .scores import ScoreTable
 from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gradients, whole
 from .step import Step
-from .stepwise import check_stepwise, told_tables
+from .stepwise import check_monitor, check_stepwise, told_tables
 from .testing import test_scores
 from .world import check_batch, check_world
 
@@ -59,6 +59,10 @@ class Preempted(Exception):
 
 class _TestStopped(Exception):
     """Asked to stop in the middle of a test, which is done again when the run goes on."""
+
+
+class Unreadable(ValueError):
+    """More of the data cannot be read than the recipe allows; the call was right."""
 
 
 class NotFinite(Exception):
@@ -107,6 +111,7 @@ class Trainer:
         torch.manual_seed(run.seed)
         model = build_model(recipe, self.train_split.classes)
         check_stepwise(recipe, model.head)
+        check_monitor(recipe, model.head, self.test_split)
         self.train_set = build_dataset(recipe, self.train_split, model, test_tasks(recipe.task)[""], training=True)
         self.test_sets = {
             name: build_dataset(recipe, self.test_split, model, task, training=False)
@@ -221,6 +226,7 @@ class Trainer:
         set_optimizer_state_dict(self.step, self._torch_optimizer(), state["optimizer"], options=_FULL)
         for group, base in zip(self._torch_optimizer().param_groups, state["base_lrs"], strict=True):
             group["base_lr"] = base
+            group |= {"betas": tuple(group["betas"])} if "betas" in group else {}  # torch reads them back as a list
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -229,7 +235,10 @@ class Trainer:
         self.progress = Progress(**{**fields, "broken": [dict(row) for row in fields["broken"]] if main else []})
         self.log.open(self.progress.log_bytes)
         changed = "" if state["world"] == self.world else f" with {self.world} processes instead of {state['world']}"
-        self.log.say(f"going on from step {self.progress.step} (epoch {self.progress.epoch}){changed}")
+        if self.progress.epoch >= self.recipe.run.epochs:
+            self.log.say(f"trained to the end before: {self.progress.epoch} epochs, {self.progress.step} steps")
+        else:
+            self.log.say(f"going on from step {self.progress.step} (epoch {self.progress.epoch}){changed}")
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -239,7 +248,7 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the end; returns the results of the last test by name.
 
-        Raises: Preempted when asked to stop (saved), NotFinite, ValueError where too many segments are broken.
+        Raises: Preempted when asked to stop (saved), NotFinite, Unreadable where too many segments are broken.
         """
         handlers = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         results: dict[str, float] = {}
@@ -369,7 +378,7 @@ class Trainer:
         if not raw["id"]:
             if not hasattr(self, "_last"):
                 reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in raw["broken"][:3])
-                raise ValueError(f"the first batch holds nothing that can be read: {reasons}")
+                raise Unreadable(f"the first batch holds nothing that can be read: {reasons}")
             return self._last
         batch = to_device(raw, self.device, self.recipe.loss.kind, self.classes)
         number = number * self.world + self.rank
@@ -403,7 +412,7 @@ class Trainer:
             if tested is None:
                 continue
             if not len(tested.scores):
-                raise ValueError(f"nothing of the split {split.split!r} can be read, such as {_told(tested.broken[0])}")
+                raise Unreadable(f"nothing of the split {split.split!r} can be read, such as {_told(tested.broken[0])}")
             told = told_tables(tested, self.recipe, self.model.head, name, test_tasks(self.recipe.task)[name])
             tables |= {at: table for at, (_, table) in told.items()}
             if tested.broken:
@@ -446,7 +455,7 @@ class Trainer:
             self.log.write({"kind": "broken", "epoch": self.progress.epoch, "segments": sorted(ids)})
             self.log.say(f"epoch {self.progress.epoch}: {len(ids)} segments cannot be read, such as {_told(broken[0])}")
         if share > self.recipe.data.max_broken_share:
-            raise ValueError(
+            raise Unreadable(
                 f"{len(ids)} of {len(self.train_split.segments)} segments cannot be read, more than "
                 f"data.max_broken_share={self.recipe.data.max_broken_share:g} allows, such as {_told(broken[0])}"
             )

@@ -98,7 +98,8 @@ def total_loss(
                     parts[f"{name}/{task}"] = loss * (recipe.past * recipe.weights.get(task, 1.0))
                     told = True
             continue
-        fit(f"auxiliary/{name}/", logits, (auxiliary_weights or {}).get(name, 1.0))
+        if weight := (auxiliary_weights or {}).get(name, 1.0):  # 0: to look at, not to fit
+            fit(f"auxiliary/{name}/", logits, weight)
     if recipe.past and past and not told:
         raise ValueError(
             f"loss.past is {recipe.past:g}, but the head classifies no past steps of {', '.join(past)}; afft_sa, "

@@ -339,9 +339,10 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}; a recipe is a mapping with the keys {_keys(Recipe)}")
     content.setdefault("name", path.stem)
+    overrides = list(overrides)
     for override in overrides:
         _apply(content, override)
-    return recipe_of(content, str(path))
+    return recipe_of(content, " ".join([str(path), *(["with", *overrides] if overrides else [])]))
 
 
 def recipe_of(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
@@ -384,6 +385,8 @@ def _explain(problem: Any) -> str:
         return f"{dotted} is unknown; {hint}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{dotted} is missing"
+    if problem["type"] == "dataclass_type":
+        return f"{dotted} is {problem['input']!r}; it is a mapping with the keys {', '.join(_fields_at(path))}"
     return f"{dotted} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 

@@ -5,13 +5,16 @@ observation of its own, so that one pass tests all of them.
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 
 import numpy as np
 
 from ..fusion import FusionHead
+from ..pipeline.datasets.contract import Dataset
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
-from .build import make_task
+from .build import make_task, test_tasks
 from .recipe import Recipe
+from .results import evaluate_all
 from .scores import ScoreTable
 from .testing import Tested
 
@@ -83,3 +86,30 @@ def told_task(recipe: Recipe, head: FusionHead, task: Task) -> Task:
     """The observation that the head's own logits are told of: that of its told step, where steps are told apart."""
     moments = step_tasks(recipe, head, head.told_step)
     return moments[0][1] if moments else task
+
+
+def check_monitor(recipe: Recipe, head: FusionHead, split: Dataset) -> None:
+    """Raises ValueError where tests will give no result of the name that `run.monitor` waits for: before training, and
+    not after its first epoch.
+    """
+    wanted = recipe.run.monitor
+    labels = {task for segment in split.segments for task in segment.labels}
+    several = {task for segment in split.segments for task, x in segment.labels.items() if isinstance(x, tuple)}
+    if not wanted or not labels:
+        return
+    # results are called the same whatever the scores are: one segment of each task's first class tells them all
+    scores = {task: np.zeros((1, count), np.float32) for task, count in head.classes.items()}
+    truth: dict[str, np.ndarray] = {
+        task: np.ones((1, head.classes[task]), bool) if task in several else np.zeros(1, np.int64)
+        for task in labels
+        if task in head.classes or task not in several
+    }
+    table = ScoreTable(("one",), scores, truth)
+    steps = getattr(head, "steps", 1) if head.stepwise else 0
+    names = [*test_tasks(recipe.task), *(name for name, _ in step_tasks(recipe, head, steps))]
+    tables = dict.fromkeys(names, table)
+    known = [r.name for r in evaluate_all(tables, parts=split.parts, subsets=split.subsets, many_shot=split.many_shot)]
+    if wanted not in known:
+        near = get_close_matches(wanted, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"tests give {', '.join(known[:12])}, ..."
+        raise ValueError(f"run.monitor is {wanted!r}; {hint}")

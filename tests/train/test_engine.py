@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 from toy_training import toy_recipe, write_toy
 
+from actionfuse.cli import main
 from actionfuse.train import checkpoint, engine
 from actionfuse.train.engine import NotFinite, Preempted, Trainer
 from actionfuse.train.log import read_metrics
 from actionfuse.train.model import load_model
+from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.world import check_world
 
 
@@ -237,6 +239,44 @@ def test_a_world_that_is_not_the_one_asked_for_is_refused(monkeypatch):
 def test_wrong_recipes_are_told(root, tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         train(toy_recipe(root, run__epochs=1, **changes), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()  # before the first step
+
+
+def test_too_little_to_read_is_no_wrong_call(root, tmp_path, capsys):
+    recipe = toy_recipe(root, data__options={"missing": 12}, data__max_broken_share=0.1, run__epochs=1)
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+    assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
+    assert "12 of 36 segments cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_that_is_done_says_so(root, tmp_path, capsys):
+    for said in ("36 segments, 6 steps of 6 an epoch", "trained to the end before: 1 epochs, 6 steps"):
+        Trainer(toy_recipe(root, run__epochs=1), tmp_path).run()
+        assert said in capsys.readouterr().err
+
+
+def test_compiled_steps_train_alike_and_go_on_to_the_same_bits(root, tmp_path, monkeypatch):
+    """All that torch.compile does but making machine code, which takes a minute."""
+    compiled = []
+
+    def compile_step(module):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_step)
+    recipe = toy_recipe(root, run__epochs=2, run__compile=True)
+    train(toy_recipe(root, run__epochs=2), tmp_path / "plain")
+    train(recipe, tmp_path / "whole")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(engine.Trainer, "_anyone_stops", lambda self: self.progress.step == 8)
+        with pytest.raises(Preempted):
+            train(recipe, tmp_path / "stopped")
+    train(recipe, tmp_path / "stopped")
+    assert len(compiled) == 3 and isinstance(compiled[0], torch.nn.Module)
+    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+    for one, two in zip(read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "whole"), strict=True):
+        for key, value in one.items():
+            assert two[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
 
 
 SCRIPT = """

@@ -89,6 +89,10 @@ def test_the_total_is_the_sum_of_its_named_parts():
     }
     assert {k: v.item() for k, v in parts.items()} == pytest.approx(wanted, rel=1e-5)
     assert total.item() == pytest.approx(sum(wanted.values()), rel=1e-5)
+    # what has no weight is there to be looked at, even where it is no number
+    output.auxiliary["unimodal/rgb"]["verb"].fill_(float("nan"))
+    total, parts = total_loss(output, targets, Loss(), auxiliary_weights={"unimodal/rgb": 0.0})
+    assert total.isfinite() and "auxiliary/unimodal/rgb/verb" not in parts
     with pytest.raises(ValueError, match="no task has a label"):
         total_loss(output, {}, Loss())
 

@@ -37,6 +37,7 @@ def test_written_recipes_read_back_equal(file):
         ({"optim": {"lr": float("inf")}}, "optim.lr is inf"),
         ({"dta": {}}, "dta is unknown; did you mean data?"),
         ({"data": {"root": "x"}}, "data.dataset is missing"),
+        ({"head": "concat"}, "head is 'concat'; it is a mapping with the keys name, options"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_dotted_path(changes, said):
@@ -48,6 +49,11 @@ def test_what_is_wrong_is_named_by_its_dotted_path(changes, said):
 def test_everything_that_is_wrong_is_told_at_once():
     with pytest.raises(ValueError, match=r"optim.lrr is unknown.*run.epoks is unknown; did you mean run.epochs"):
         recipe_of({**BASE, "optim": {"lrr": 1}, "run": {"epoks": 3}})
+
+
+def test_errors_name_the_changes_of_the_command_line(file):
+    with pytest.raises(ValueError, match=r"mine.yaml with optim.lr=fast run.seed=1: optim.lr is 'fast'"):
+        load_recipe(file, iter(["optim.lr=fast", "run.seed=1"]))
 
 
 @pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.lr.deep=3", "optim.lr=[1"])
