@@ -214,16 +214,6 @@ def _names(at: Sequence[str], value: np.ndarray) -> Sequence[str]:
     return at or [str(t) for t in range(len(value))]
 
 
-def tau_a_names(num_steps: int = 8, alpha: float = 0.25) -> list[str]:
-    """Names of RULSTM's predictions: tau_a=2.00, tau_a=1.75, ..., tau_a=0.25."""
-    return [f"tau_a={alpha * step:.2f}" for step in range(num_steps, 0, -1)]
-
-
-def fraction_names(num_steps: int = 8) -> list[str]:
-    """Names of early recognition's predictions: fraction=0.125, ..., fraction=1."""
-    return [f"fraction={step / num_steps:.6g}" for step in range(1, num_steps + 1)]
-
-
 # Files
 
 

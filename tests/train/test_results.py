@@ -14,8 +14,6 @@ from actionfuse.train.results import (
     Result,
     epic_submission,
     evaluate,
-    fraction_names,
-    tau_a_names,
     write_csv,
     write_epic_submission,
     write_json,
@@ -152,13 +150,14 @@ def test_names_say_where_scores_come_from():
 
 def test_predictions_at_several_times():
     table = table_of_three(times=8)
-    values = {row.name: row.value for row in evaluate(table, parts=PARTS, at=tau_a_names())}
+    values = {
+        row.name: row.value for row in evaluate(table, parts=PARTS, at=[f"tau_a={n / 4:g}" for n in range(8, 0, -1)])
+    }
     at_1s = table.scores["action"][:, -4]
-    assert values["action/top5_accuracy@tau_a=1.00"] == metrics.top_k_accuracy(at_1s, ACTION, 5)
+    assert values["action/top5_accuracy@tau_a=1"] == metrics.top_k_accuracy(at_1s, ACTION, 5)
     one = ScoreTable(table.ids, {name: array[:, -4] for name, array in table.scores.items()}, LABELS)
     for row in evaluate(one, parts=PARTS):
-        assert values[f"{row.name}@tau_a=1.00"] == pytest.approx(row.value, abs=1e-12)
-    assert fraction_names()[0] == "fraction=0.125" and fraction_names()[-1] == "fraction=1"
+        assert values[f"{row.name}@tau_a=1"] == pytest.approx(row.value, abs=1e-12)
     with pytest.raises(ValueError, match="8 predictions"):
         evaluate(table, at=["a"])
 
@@ -176,13 +175,13 @@ def test_many_labels_give_map():
 
 def test_json_and_csv(tmp_path):
     rows = [
-        Result(task="verb", metric="top1_accuracy", value=1 / 3, segments=3, scores="marginalised", at="tau_a=1.00"),
+        Result(task="verb", metric="top1_accuracy", value=1 / 3, segments=3, scores="marginalised", at="tau_a=1"),
         Result(task="verb", metric="top1_accuracy", value=float("nan"), segments=0, subset="unseen"),
     ]
     write_json(tmp_path / "new" / "results.json", rows, {"recipe": "x"})
     content = json.loads((tmp_path / "new" / "results.json").read_text())
     assert content["results"] == {
-        "verb_marginalised/top1_accuracy@tau_a=1.00": 1 / 3,
+        "verb_marginalised/top1_accuracy@tau_a=1": 1 / 3,
         "verb/top1_accuracy/unseen": None,
     }
     assert content["about"] == {"recipe": "x"} and content["rows"][0]["segments"] == 3
