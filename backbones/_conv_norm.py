@@ -1,34 +1,31 @@
-"""Convolution followed by batch norm, as one convolution wherever the norm does not learn its statistics."""
+"""Convolution followed by batch norm, as one convolution where the norm does not learn and this is less work."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._convolution import Sizes, convolve
 
-def conv_norm(clips: Tensor, conv: nn.Conv3d, norm: nn.BatchNorm3d, padding: tuple[int, ...] | None = None) -> Tensor:
-    """norm(conv(clips)), (B, C, T, H, W) -> (B, D, T', H', W').
 
-    A batch norm in eval mode is an affine map of the convolution's output, so its gain goes into the weights and its
-    offset into the bias: one pass over the feature map instead of two, and one map less in memory. Gradients flow
-    through all four. padding: in place of the convolution's own.
+def conv_norm(maps: Tensor, conv: nn.Conv2d | nn.Conv3d, norm: nn.Module, padding: Sizes | None = None) -> Tensor:
+    """norm(conv(maps)), (B, C, H, W) or (B, C, T, H, W) -> the same with D channels and the convolution's sizes.
+
+    A batch norm in eval mode is an affine map of the convolution's output, so its gain may go into the weights and its
+    offset into the bias: that is one pass over the weights in place of one over the map, and is done where the map is
+    the larger. Gradients flow through all of them. padding: in place of the convolution's own.
     """
-    assert norm.running_mean is not None and norm.running_var is not None and not isinstance(conv.padding, str)
+    assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d) and not isinstance(conv.padding, str)
     sides = conv.padding if padding is None else padding
-    if norm.training:
-        return norm(F.conv3d(clips, conv.weight, None, conv.stride, sides))
+    sizes = conv.stride, sides, conv.dilation, conv.groups
+    weight, bias = conv.weight, conv.bias
+    places = maps.shape[0] * math.prod(maps.shape[2:]) // math.prod(conv.stride)  # about
+    if norm.training or places < weight[0].numel():
+        return norm(convolve(maps, weight, bias, *sizes))
+    assert norm.running_mean is not None and norm.running_var is not None
     gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    offset = norm.bias - norm.running_mean * gain
-    return F.conv3d(clips, conv.weight * gain[:, None, None, None, None], offset, conv.stride, sides)
-
-
-def conv_norm_2d(maps: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
-    """norm(conv(maps)), (B, C, H, W) -> (B, D, H', W'), as conv_norm; the convolution may have a bias."""
-    assert norm.running_mean is not None and norm.running_var is not None and not isinstance(conv.padding, str)
-    if norm.training:
-        return norm(conv(maps))
-    gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    weight = conv.weight * gain[:, None, None, None]
-    return F.conv2d(maps, weight, norm.bias - mean * gain, conv.stride, conv.padding, conv.dilation, conv.groups)
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    folded = weight * gain.view(-1, *[1] * (weight.ndim - 1))
+    return convolve(maps, folded, norm.bias - mean * gain, *sizes)

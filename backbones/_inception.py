@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._clip_length import ClipLength
-from ._conv_norm import conv_norm_2d
+from ._conv_norm import conv_norm
 from .contract import Backbone, InputSpec, Layout, Stream, stream_spec
 
 # Caffe's means of ImageNet, B, G, R of 0..255.
@@ -59,7 +59,7 @@ class ConvUnit(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if not self.fold:
             return self.norm(self.conv(maps)).relu_()
-        return conv_norm_2d(maps, self.conv, self.norm).relu_()
+        return conv_norm(maps, self.conv, self.norm).relu_()
 
 
 class CeilMaxPool(nn.Module):

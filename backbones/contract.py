@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from actionfuse._registry import Registry
 
+from ._convolution import use_onednn
 from .first_layer import adapt_state
 from .recompute import recompute
 
@@ -381,6 +382,7 @@ def create_backbone(
             "give the file's path as weights"
         ) from error
     backbone.name, backbone.options = name, dict(options)
+    use_onednn(backbone)
     return backbone.eval()
 
 

@@ -1,0 +1,93 @@
+"""Convolutions on a CPU: the numbers of torch's own, by other kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from actionfuse.backbones import create_backbone
+from actionfuse.backbones._convolution import _ONEDNN, convolve, use_onednn
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "kernel", "options"),
+    [
+        (1, (4, 9, 8), (1, 1, 1), {}),
+        (3, (4, 9, 8), (1, 1, 1), {"stride": (1, 2, 2)}),
+        (2, (5, 6, 7), (3, 1, 1), {"padding": (1, 0, 0)}),
+        (2, (9, 6, 7), (3, 1, 1), {"padding": (2, 0, 0), "dilation": (2, 1, 1), "stride": (2, 1, 1)}),
+        (1, (4, 9, 8), (1, 3, 3), {"padding": (0, 1, 1), "groups": 2}),
+        (1, (9, 8), (1, 1), {}),
+        (2, (9, 8), (3, 3), {"padding": (1, 1), "dilation": (2, 2)}),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_numbers_and_gradients_are_those_of_torch(batch, size, kernel, options, channels_last):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(batch, 4, *size, generator=generator)
+    weight = torch.randn(6, 4 // options.get("groups", 1), *kernel, generator=generator)
+    bias = torch.randn(6, generator=generator)
+    if channels_last:
+        memory_format = torch.channels_last_3d if len(size) == 3 else torch.channels_last
+        maps, weight = (x.contiguous(memory_format=memory_format) for x in (maps, weight))
+    inputs = [x.requires_grad_() for x in (maps, weight, bias)]
+
+    def plain(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (F.conv3d if len(size) == 3 else F.conv2d)(maps, weight, bias, **options)
+
+    exact = plain(*(x.detach().double() for x in inputs))
+    got = convolve(*inputs, **options)
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(got.square().sum(), inputs)
+    theirs = torch.autograd.grad(plain(*inputs).square().sum(), inputs)
+    for mine, want in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(not _ONEDNN, reason="no oneDNN for this processor")
+@pytest.mark.parametrize(("name", "frames", "size"), [("slow_r50", 2, 32), ("i3d", 8, 32), ("tsn:resnet26", 2, 32)])
+def test_no_layer_of_a_single_clip_goes_through_im2col(name, frames, size):
+    backbone = create_backbone(name)
+    clips = torch.randn(1, 3, frames, size, size)
+    with profile(activities=[ProfilerActivity.CPU]) as seen, torch.inference_mode():
+        backbone(clips)
+    operators = {event.key for event in seen.key_averages()}
+    assert "aten::mkldnn_convolution" in operators
+    assert not [name for name in operators if "slow_conv" in name or "thnn" in name]
+
+
+def test_whoever_counts_or_traces_sees_convolutions():
+    layers = nn.Sequential(nn.Conv3d(4, 6, 1), nn.Conv3d(6, 2, (1, 3, 3)))
+    clips = torch.randn(1, 4, 2, 5, 5)
+    counts, graphs = [], []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layers(clips)
+        counts.append(counter.get_total_flops())
+        graphs.append({node.kind() for node in torch.jit.trace(layers, clips).inlined_graph.nodes()})
+        use_onednn(layers)
+    assert counts[0] == counts[1] > 0
+    assert "aten::_convolution" in graphs[1] == graphs[0]
+
+
+def test_padding_of_other_kinds_stays_torchs():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(4, 6, 3, padding="same"), nn.Conv2d(6, 2, 3, padding=1, padding_mode="reflect"))
+    maps = torch.randn(2, 4, 6, 7)
+    want = layers(maps)
+    use_onednn(layers)
+    torch.testing.assert_close(layers(maps), want)
