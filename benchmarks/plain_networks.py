@@ -7,14 +7,15 @@ one operation after another, nothing folded, nothing in place, copies where one 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actionfuse.backbones import Backbone, create_backbone
+from actionfuse.backbones import Backbone
+from actionfuse.backbones._convolution import Conv2d, Conv3d
 from actionfuse.backbones.gate_shift import GSF, GSM
 from actionfuse.backbones.i3d import SameMaxPool3d, Unit3d
 from actionfuse.backbones.i3d_resnet import Bottleneck as I3DBottleneck
@@ -26,6 +27,20 @@ def replace_all(module: nn.Module, kind: type[nn.Module], make: type[nn.Module])
     """`module` with make(each) in the place of every `kind` in it."""
     for name, child in module.named_children():
         setattr(module, name, make(child)) if isinstance(child, kind) else replace_all(child, kind, make)  # pyright: ignore
+    return module
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def torchs_own(module: Module) -> Module:
+    """`module` with torch's convolutions and memory layout in the place of ours."""
+    for layer in module.modules():
+        if isinstance(layer, Conv2d | Conv3d):
+            kind = nn.Conv2d if isinstance(layer, Conv2d) else nn.Conv3d
+            object.__setattr__(layer, "__class__", kind)
+    for weight in module.parameters():
+        weight.data = weight.data.contiguous()
     return module
 
 
@@ -69,9 +84,9 @@ class I3DPool(nn.Module):
         return F.max_pool3d(_same(maps, self.kernel, self.stride), self.kernel, self.stride)
 
 
-def i3d() -> nn.Module:
+def i3d(ours: Backbone) -> nn.Module:
     """pytorch-i3d: every unit pads its input into a new map."""
-    return replace_all(replace_all(create_backbone("i3d"), Unit3d, I3DUnit), SameMaxPool3d, I3DPool)  # pyright: ignore
+    return replace_all(replace_all(ours, Unit3d, I3DUnit), SameMaxPool3d, I3DPool)  # pyright: ignore
 
 
 class C3D(nn.Module):
@@ -95,8 +110,6 @@ class C3D(nn.Module):
 
 
 class P3DBlock(nn.Module):
-    """pseudo-3d-pytorch."""
-
     def __init__(self, block: P3DBottleneck) -> None:
         super().__init__()
         self.block = block
@@ -114,8 +127,9 @@ class P3DBlock(nn.Module):
         return F.relu(b.bn4(b.conv4(x)) + shortcut)
 
 
-def p3d() -> nn.Module:
-    return replace_all(create_backbone("p3d63"), P3DBottleneck, P3DBlock)
+def p3d(ours: Backbone) -> nn.Module:
+    """pseudo-3d-pytorch."""
+    return replace_all(ours, P3DBottleneck, P3DBlock)
 
 
 class NonLocalPlain(nn.Module):
@@ -145,9 +159,9 @@ class BottleneckPlain(nn.Module):
         return F.relu(self.c(self.b(self.a(maps))) + self.shortcut(maps))
 
 
-def i3d_r50_nln() -> nn.Module:
+def i3d_r50_nln(ours: Backbone) -> nn.Module:
     """PySlowFast's I3D with non-local blocks."""
-    network = replace_all(create_backbone("i3d_r50_nln"), I3DBottleneck, BottleneckPlain)
+    network = replace_all(ours, I3DBottleneck, BottleneckPlain)
     return replace_all(replace_all(network, NonLocal, NonLocalPlain), ConvNorm, ConvNormRelu)
 
 
