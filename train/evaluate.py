@@ -236,13 +236,18 @@ def about_of(
 
 def tell(whole: Member, results: Sequence[Result], alone: Mapping[str, Sequence[Result]]) -> None:
     """Tables in per cent on standard output."""
+    from .results import TIME_TO_ACTION
+
     seen = next(iter(whole.observations.values()))
     views = f", {whole.views} views each" if whole.views > 1 else ""
     print(f"{whole.name}: {whole.split} of {whole.dataset}, {len(seen.table)} segments{views}, in %")
     if not results:
         print("no labels are known of this split: nothing to compare with")
         return
-    print(table_of(results))
+    # of further observations the whole split alone; files have all
+    print(table_of([row for row in results if row.metric != TIME_TO_ACTION and (not row.at or row.subset == "all")]))
+    if ahead := told_ahead(results):
+        print(ahead)
     if alone:
         top = [row.name for row in results if row.subset == "all" and row.metric in ("top1_accuracy", "mAP")]
         rows = [["", *top]]
@@ -261,7 +266,7 @@ def table_of(results: Sequence[Result]) -> str:
         task, _, rest = row.name.partition("/")
         # A metric's name is its column; the rest of the result's name is its row.
         name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = shown(row)
+        rows.setdefault(name, {})[row.metric] = _percent(row.value)
         counts[name] = row.segments
     lines = [["", *metrics, "segments"]]
     lines += [[name, *(cells.get(metric, "") for metric in metrics), str(counts[name])] for name, cells in rows.items()]
@@ -281,11 +286,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def shown(result: Result) -> str:
-    """A fraction in per cent, seconds as they are."""
+def told_ahead(results: Sequence[Result]) -> str:
+    """The mean times to action as a sentence; empty where there are none."""
     from .results import TIME_TO_ACTION
 
-    return f"{result.value:.2f} s" if result.metric == TIME_TO_ACTION else _percent(result.value)
+    waits = [row for row in results if row.metric == TIME_TO_ACTION]
+    told = ", ".join(f"{row.name.partition('/')[0]} {row.value:.2f} s" for row in waits)
+    return f"mean time before the action from which on the 5 best hold it, {waits[0].at}: {told}" if waits else ""
 
 
 def _percent(value: float) -> str:

@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is looked at and told")
     what.add_argument("--top", type=int, default=5, metavar="K", help="classes of each task (default: %(default)s)")
     what.add_argument("--crops", type=int, choices=(1, 3), help="squares of a frame (default: sampling.test_crops)")
-    what.add_argument("--boxes", type=Path, metavar="FILE", help="tracks of hands and objects, by video")
+    what.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="tracks of hands and objects: .csv with video,seconds,x1,y1,x2,y2,track,category, or a folder of such",
+    )
     what.add_argument(
         "--beside",
         action="append",

@@ -19,7 +19,7 @@ from ..pipeline.protocols import Anticipation, Observation
 from ..pipeline.video import VideoError, open_video
 from .build import make_task
 from .charts import class_colour, escape, line_chart, matrix, share_bars, timeline
-from .evaluate import shown
+from .evaluate import told_ahead
 from .log import METRICS, read_metrics
 from .many_labels import class_table, mixed_up, said_of, several_tasks
 from .metrics import mean_average_precision, ranking, softmax
@@ -69,13 +69,15 @@ def _results(told: Told) -> str:
     results = told.member.results()
     if not results:
         return "<p>This split has no public labels: there is nothing to compare with.</p>"
+    ahead = told_ahead(results)
+    results = [row for row in results if row.metric != TIME_TO_ACTION]
     metrics = list(dict.fromkeys(row.metric for row in results))
-    rows: dict[str, dict[str, float | str]] = {}
+    rows: dict[str, dict[str, float]] = {}
     counts = {}
     for row in results:
         task, _, rest = row.name.partition("/")
         name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = shown(row) if row.metric == TIME_TO_ACTION else row.value
+        rows.setdefault(name, {})[row.metric] = row.value
         counts[name] = row.segments
     head = ["in %", *(m.replace("_", " ") for m in metrics), "segments"]
     cells = [[name, *(of.get(m, float("nan")) for m in metrics), str(counts[name])] for name, of in rows.items()]
@@ -88,24 +90,24 @@ def _results(told: Told) -> str:
         for task in told.member.classes:
             lines: dict[str, list[tuple[float, float]]] = {}
             for row in results:
-                if row.at not in told.member.observations:
-                    continue
                 what = told.member.observations[row.at].what
                 at = what.get("tau_a", what.get("fraction"))
                 if row.task == task and row.subset == "all" and row.scores == "direct" and at is not None:
                     lines.setdefault(row.metric.replace("_", " "), []).append((float(at), row.value))
-            ahead = told.run.recipe.task.kind == "anticipation"
+            anticipates = told.run.recipe.task.kind == "anticipation"
             charts.append(
                 line_chart(
                     {name: sorted(line) for name, line in lines.items()},
-                    x_label="tau_a, seconds before the action" if ahead else "fraction seen",
+                    x_label="tau_a, seconds before the action" if anticipates else "fraction seen",
                     title=task,
                     percent=True,
-                    reverse_x=ahead,
+                    reverse_x=anticipates,
                     marks=True,
                 )
             )
         out.append(f'<div class="row">{"".join(charts)}</div>')
+    if ahead:
+        out.append(f"<p class='dim'>{escape(ahead)}</p>")
     alone = _alone(told)
     if alone:
         out.append("<h3>Each stream by itself</h3><p class='dim'>What the head's own classifiers of single streams (or "

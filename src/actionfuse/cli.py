@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from . import __version__
-from ._memory import keep_freed_memory
+from ._memory import keep_freed_memory, no_collection
 
 COMMANDS = {
     # name: (module, one line for --help)
@@ -70,10 +70,11 @@ class CommandParser(Parser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         parsed, unknown = super().parse_known_args(args, namespace)
-        if hasattr(parsed, "overrides"):
-            # argparse takes positionals from one place only; key=value may stand before and after options
-            more = [word for word in unknown if "=" in word and not word.startswith("-")]
-            parsed.overrides = [*parsed.overrides, *more]
+        lists = [action.dest for action in self._actions if not action.option_strings and action.nargs in ("*", "+")]
+        if lists:
+            # argparse takes positionals from one place only; paths and key=value may stand before and after options
+            more = [word for word in unknown if not word.startswith("-")]
+            setattr(parsed, lists[-1], [*getattr(parsed, lists[-1]), *more])
             unknown = [word for word in unknown if word not in more]
         if unknown:
             near = [get_close_matches(word.partition("=")[0], self._option_string_actions, n=1) for word in unknown]
@@ -94,7 +95,8 @@ def make_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     for name, (module_name, summary) in COMMANDS.items():
         if name == chosen:
-            module = importlib.import_module(module_name)
+            with no_collection():
+                module = importlib.import_module(module_name)
             command = subparsers.add_parser(name, help=summary, description=module.__doc__)
             module.add_arguments(command)
             command.set_defaults(main=module.main)

@@ -66,6 +66,20 @@ def test_a_test_shows_that_it_lives(toy, tmp_path, monkeypatch):
     assert heartbeat.main([]) == 0
 
 
+def test_runs_and_fields_may_stand_behind_options(toy, tmp_path, capsys):
+    call = ["evaluate", str(toy / "a"), "--quiet", str(toy / "b"), "--json", str(tmp_path / "r.json")]
+    assert main([*call, "task.kind=recognition", "data.limit=3"]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["about"]["segments"] == 3
+    assert {str(toy / "a"), str(toy / "b"), "ensemble"} <= {line.split()[0] for line in table_lines(capsys)}
+    with pytest.raises(SystemExit):
+        main([*call, "--wieghts", "1,2"])
+    assert "did you mean --weights?" in capsys.readouterr().err
+
+
+def table_lines(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
 @pytest.mark.parametrize("average", ["probability", "logit"])
 def test_views_are_averaged_as_asked(tmp_path, average):
     root = write_videos(tmp_path / "videos")
