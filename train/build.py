@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..pipeline.features import FeatureStore
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Recognition, Sampling, Task
 from ..pipeline.samples import SegmentDataset
 from ..pipeline.sampling import draw
-from .model import WEIGHTS, ActionModel, find_model
+from .drawn import DrawnTasks
+from .model import WEIGHTS, ActionModel, find_model, head_classes
 from .recipe import Recipe, StreamRecipe, TaskRecipe
 from .rgbd import JoinDepth
 
@@ -71,7 +73,7 @@ def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> Actio
         head = create_head(
             recipe.head.name,
             streams=widths,
-            classes={task: len(names) for task, names in classes.items()},
+            classes=head_classes({task: len(names) for task, names in classes.items()}, recipe.loss.last_action > 0),
             **recipe.head.options,
         )
     finally:
@@ -163,6 +165,18 @@ def make_task(task: TaskRecipe) -> Task:
     return EarlyRecognition(fraction=task.fraction) if task.kind == "early_recognition" else Recognition()
 
 
+def train_tasks(task: TaskRecipe) -> tuple[Task, ...]:
+    """What each sample of training draws from: `train_tau_a`, or the one of `make_task`.
+
+    Raises: ValueError where train_tau_a is given and nothing is anticipated.
+    """
+    if not task.train_tau_a:
+        return (make_task(task),)
+    if task.kind != "anticipation":
+        raise ValueError(f"task.train_tau_a is for anticipation, but task.kind is {task.kind}: leave it out")
+    return tuple(Anticipation(tau_a=tau_a, tau_o=task.tau_o) for tau_a in task.train_tau_a)
+
+
 def test_tasks(task: TaskRecipe) -> dict[str, Task]:
     """name -> observation that is tested: "" is the training one, others are `tau_a=0.5` and `fraction=0.25`."""
     found: dict[str, Task] = {"": make_task(task)}
@@ -214,7 +228,7 @@ def stream_specs(recipe: Recipe, specs: Mapping[str, InputSpec]) -> list[StreamS
 def build_dataset(
     recipe: Recipe, split: Dataset, model: ActionModel, task: Task, *, training: bool, num_crops: int | None = None
 ) -> SegmentDataset:
-    """Samples of a split as the model eats them."""
+    """Samples of a split as the model eats them. task: of tests; training draws from `train_tasks`."""
     places, augment = recipe.sampling, recipe.augment
     specs = stream_specs(recipe, model.input_specs)
     joined = [stream for stream, spec in model.input_specs.items() if spec.stream == "rgbd"]
@@ -228,10 +242,11 @@ def build_dataset(
         fields = asdict(augment)
         augmentation = Augmentation(**{k: v for k, v in fields.items() if k not in ("erasing", "mixup", "repeats")})
     crops: Any = 1 if training or not pixels else num_crops or places.test_crops
-    return SegmentDataset(
+    drawn = train_tasks(recipe.task) if training else ()
+    make: Any = partial(DrawnTasks, tasks=drawn) if len(drawn) > 1 else partial(SegmentDataset, task=(*drawn, task)[0])
+    return make(
         split,
         specs,
-        task=task,
         sampling=Sampling(
             rule=places.rule,
             stride_frames=places.stride_frames,
@@ -243,7 +258,7 @@ def build_dataset(
         augmentation=augmentation,
         num_crops=crops,
         seed=recipe.run.seed,
-        past_labels=training and recipe.loss.past > 0,
+        past_labels=training and max(recipe.loss.past, recipe.loss.last_action) > 0,
         instances=recipe.head.options.get("instances", 4) if model.head.needs_boxes else 0,
         decoder=recipe.data.decoder,
         transform=JoinDepth(joined[0], recipe.streams[joined[0]].clip.inverse_depth) if joined else None,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..fusion import Output
 from ..pipeline.samples import IGNORED as UNKNOWN
+from .model import LAST
 from .recipe import Loss
 
 
@@ -65,11 +66,16 @@ def total_loss(
 
     main_weight: of the output's own logits; 0 leaves them to what is auxiliary (FusionHead.main_weight).
     targets: task -> see `task_loss`. Tasks of the output without a target are left out; one known task is needed.
-    past: task -> see `past_loss`; what `Output.auxiliary["past/..."]` is fitted to, with the weight `recipe.past`.
+    past: task -> see `past_loss`; what `Output.auxiliary["past/..."]` is fitted to, with the weight `recipe.past`, and
+        by its latest known step the tasks of what was seen last, with the weight `recipe.last_action`.
 
     Raises: ValueError where no task has a label, and where the recipe wants the past and the head does not tell it.
     """
     parts: dict[str, Tensor] = {}
+
+    past = past or {}
+    if recipe.last_action:
+        targets = {**targets, **{LAST + task: latest_known(target) for task, target in past.items()}}
 
     def fit(name: str, logits: Mapping[str, Tensor], factor: float) -> None:
         for task, scores in logits.items():
@@ -78,7 +84,8 @@ def total_loss(
             amount = smoothing if isinstance(smoothing, int | float) else smoothing.get(task, 0.0)
             weight = (class_weights or {}).get(task)
             loss = task_loss(scores, targets[task], kind=recipe.kind, smoothing=amount, weight=weight)
-            parts[f"{name}{task}"] = loss * (factor * recipe.weights.get(task, 1.0))
+            share = recipe.last_action if task.startswith(LAST) else 1.0
+            parts[f"{name}{task}"] = loss * (factor * share * recipe.weights.get(task.removeprefix(LAST), 1.0))
 
     if main_weight:
         fit("", output.logits, main_weight)
@@ -87,7 +94,7 @@ def total_loss(
             f"no task has a label: the model predicts {', '.join(output.logits)}, labels are there for "
             f"{', '.join(targets) or 'nothing'}"
         )
-    past, told = past or {}, False
+    told = False
     for name, logits in output.auxiliary.items():
         if name.startswith("past/"):
             for task in logits if recipe.past else ():
@@ -108,6 +115,14 @@ def total_loss(
     parts |= {f"head/{name}": loss for name, loss in output.losses.items()}
     total = torch.stack([part.float() for part in parts.values()]).sum()
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def latest_known(step_targets: Tensor) -> Tensor:
+    """Labels of the past, int64 (B, T) or float (B, T, C), -> that of the latest step that has one, (B,) or (B, C);
+    UNKNOWN where none has."""
+    known = step_targets != UNKNOWN if step_targets.ndim == 2 else (step_targets != UNKNOWN).all(-1)
+    latest = (known * torch.arange(1, known.shape[1] + 1, device=known.device)).argmax(1)
+    return step_targets[torch.arange(len(latest), device=known.device), latest]
 
 
 def past_loss(

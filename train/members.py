@@ -95,7 +95,7 @@ def labelled(table: ScoreTable) -> ScoreTable | None:
 def check_classes(run: TrainedRun, split: Dataset) -> None:
     """Raises ValueError where a split's classes are not those that the run was trained for."""
     theirs = {task: len(names) for task, names in split.classes.items()}
-    ours = run.model.head.classes
+    ours = run.model.classes
     if theirs != ours:
         raise ValueError(
             f"{run.path} tells {_counts(ours)}, but {split.name} in {split.root} has {_counts(theirs)}; evaluate it on "

@@ -20,6 +20,17 @@ from ..fusion.contract import as_sequence, masked_mean
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
+LAST = "last/"  # before a task: of the action that was seen last, which only training asks for (`loss.last_action`)
+
+
+def head_classes(classes: Mapping[str, int], last_action: bool) -> dict[str, int]:
+    """task -> classes of a head that is to name the action seen last as well."""
+    return {**classes, **({LAST + task: count for task, count in classes.items()} if last_action else {})}
+
+
+def asked(by_task: Mapping[str, Any]) -> dict[str, Any]:
+    """What is there for the tasks of the recipe."""
+    return {task: value for task, value in by_task.items() if not task.startswith(LAST)}
 
 
 class ActionModel(nn.Module):
@@ -54,6 +65,11 @@ class ActionModel(nn.Module):
         """stream -> what its backbone eats, for streams that have one."""
         return {stream: backbone.input_spec for stream, backbone in self._backbones()}
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """task -> number of classes, of the tasks that tests and predictions tell."""
+        return asked(self.head.classes)
+
     def forward(
         self,
         inputs: Mapping[str, Tensor],
@@ -74,6 +90,9 @@ class ActionModel(nn.Module):
         """
         features, kept = self._features(inputs, masks)
         output = self.head(features, boxes, kept, losses=losses, extras=extras)
+        if not (self.training if losses is None else losses):
+            output.logits = asked(output.logits)
+            output.auxiliary = {name: asked(logits) for name, logits in output.auxiliary.items()}
         if pooled:
             output.pooled = {stream: masked_mean(as_sequence(x), kept.get(stream)) for stream, x in features.items()}
         return output
@@ -83,7 +102,9 @@ class ActionModel(nn.Module):
     ) -> tuple[Output, State]:
         """The next entries of streams that go on; inputs and masks as in `forward`, the rest as in FusionHead.step."""
         features, kept = self._features(inputs, masks)
-        return self.head.step(features, state, kept)
+        output, state = self.head.step(features, state, kept)
+        output.logits = asked(output.logits)
+        return output, state
 
     def _features(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None

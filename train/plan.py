@@ -379,7 +379,7 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
             "categories": torch.randint(1, 3, (size, count), generator=generator),
         }
     labels: dict[str, Any] = {}
-    for task, count in model.head.classes.items():
+    for task, count in model.classes.items():
         labels[task] = torch.randint(count, (size,), generator=generator)
     return {
         "id": [str(n) for n in range(size)],

@@ -69,6 +69,7 @@ class TaskRecipe:
     """What is observed of a segment; see pipeline/protocols.py.
 
     tau_a, tau_o: seconds, for anticipation. fraction: of the segment, for early recognition.
+    train_tau_a: training draws one of them for each sample, instead of tau_a; none = tau_a.
     test_tau_a, test_fractions: what evaluation goes through beside it.
     """
 
@@ -76,6 +77,7 @@ class TaskRecipe:
     tau_a: float = 1.0
     tau_o: float = 10.0
     fraction: float = 1.0
+    train_tau_a: list[float] = field(default_factory=list)
     test_tau_a: list[float] = field(default_factory=list)
     test_fractions: list[float] = field(default_factory=list)
 
@@ -238,6 +240,8 @@ class Loss:
 
     past: weight of what was done at each observed step (AVT's past labels, pipeline/past_labels.py); 0 = left out. It
         needs task.kind anticipation and a head that reports `auxiliary["past/..."]` (afft_* with options.past).
+    last_action: weight of naming what was seen last, too: the head gets a second classifier for each task, which learns
+        the label of the latest observed step that has one, and is left out in tests. For any head that anticipates.
     balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
         1 / frequency). balance_task: whose classes.
     distance: distance-weighted sampling of pairs, instead of balance "class".
@@ -246,6 +250,7 @@ class Loss:
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"
     weights: dict[str, float] = field(default_factory=dict)
     past: float = 0.0
+    last_action: float = 0.0
     balance: Literal["none", "class", "loss"] = "none"
     balance_task: str = ""
     distance: Distance = field(default_factory=Distance)

@@ -13,6 +13,7 @@ from ..fusion import FusionHead
 from ..pipeline.datasets.contract import Dataset
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
 from .build import make_task, test_tasks
+from .model import asked
 from .recipe import Recipe
 from .results import evaluate_all
 from .scores import ScoreTable
@@ -98,7 +99,7 @@ def check_monitor(recipe: Recipe, head: FusionHead, split: Dataset) -> None:
     if not wanted or not labels:
         return
     # results are called the same whatever the scores are: one segment of each task's first class tells them all
-    scores = {task: np.zeros((1, count), np.float32) for task, count in head.classes.items()}
+    scores = {task: np.zeros((1, count), np.float32) for task, count in asked(head.classes).items()}
     truth: dict[str, np.ndarray] = {
         task: np.ones((1, head.classes[task]), bool) if task in several else np.zeros(1, np.int64)
         for task in labels

@@ -76,7 +76,7 @@ def test_scores(
         extras, a row for every view.
     """
     model.eval()
-    classes = model.head.classes
+    classes = model.classes
     owned = dataset.dataset.parts
     known = {*classes, *owned, *(part for whole in classes for part in owned.get(whole, {}))}
     several = {task for task, count in dataset._tasks.items() if count is not None}
