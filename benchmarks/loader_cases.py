@@ -74,7 +74,7 @@ LONG_HD = Videos(width=1920, height=1080, fps=50, gop=25, coded=20.0, repeats=30
 class Case:
     """A way of reading videos. samples: in an epoch. lengths: of segments in seconds, drawn evenly between these two;
     None: whole videos. augmented: random resized crops and flips, else the middle crop. seek_each: of the two ways in
-    which the plain loader may find its frames the one that was faster.
+    which the tuned loader may find its frames the one that was faster.
     """
 
     name: str

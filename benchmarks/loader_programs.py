@@ -1,4 +1,4 @@
-"""What bench_loader.py compares SegmentDataset with: decoding alone, and a plain loader with cv2.
+"""What bench_loader.py compares SegmentDataset with: decoding alone, and loaders with cv2.
 
 Both are Datasets whose item (epoch, index) is told beforehand which frames it is to give.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal
 
 import av
 import cv2
@@ -124,10 +125,11 @@ class RawDecoding(Dataset):
 
 
 class PlainCv2(Dataset):
-    """What a good engineer writes first: cv2 seeks to the first frame, reads on, resizes, crops.
+    """A loader with cv2: it seeks to the first frame, reads on to the last, resizes, crops and makes RGB.
 
-    seek_each: look for every frame anew, instead of passing over those between (`grab`).
-    threads: FFmpeg's in each worker; None: as many as it likes.
+    skipping: how it comes from one wanted frame to the next. "read" reads those between, as the loops of most public
+    code do; "grab" decodes them only; "seek" looks for every frame anew.
+    threads: FFmpeg's in each worker; None: as many as it likes, which is what cv2 does by itself.
     """
 
     def __init__(
@@ -138,11 +140,11 @@ class PlainCv2(Dataset):
         side: int,
         crop: int,
         augmented: bool,
-        seek_each: bool,
-        threads: int | None = 1,
+        skipping: Literal["read", "grab", "seek"],
+        threads: int | None,
     ) -> None:
         self.files, self.numbers = files, numbers
-        self.side, self.crop, self.augmented, self.seek_each = side, crop, augmented, seek_each
+        self.side, self.crop, self.augmented, self.skipping = side, crop, augmented, skipping
         self.options = [] if threads is None else [cv2.CAP_PROP_N_THREADS, threads]
 
     def __len__(self) -> int:
@@ -155,11 +157,11 @@ class PlainCv2(Dataset):
             if number == upcoming - 1:  # once more
                 pictures.append(pictures[-1])
                 continue
-            if upcoming < 0 or (self.seek_each and number != upcoming):
+            if upcoming < 0 or (self.skipping == "seek" and number != upcoming):
                 capture.set(cv2.CAP_PROP_POS_FRAMES, number)
             else:
                 for _ in range(number - upcoming):
-                    capture.grab()
+                    capture.grab() if self.skipping == "grab" else capture.read()
             there, picture = capture.read()
             if not there:
                 raise RuntimeError(f"{self.files[item[1]]} has no frame {number}")

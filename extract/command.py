@@ -24,6 +24,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from actionfuse._memory import no_collection
+
 from ..pipeline.inputs import find_videos
 from ..pipeline.remote import is_url
 from ..pipeline.video import DECODERS
@@ -208,13 +210,14 @@ def main(args: argparse.Namespace) -> int:
     workers = num_workers(args.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     first = islice(decode_passes(in_order(videos)), workers)
     with Standby(0 if launching or args.dry_run else len(list(first))) as standby:
-        from .run import Job  # torch and the models load from here on, decode processes beside them
-        from .settings import pick_device
+        with no_collection():
+            from .run import Job  # torch and the models load from here on, decode processes beside them
+            from .settings import pick_device
 
-        if launching:
-            pick_device(args.device)  # tells what is wrong with it
-            args.device = "cpu"  # the GPUs' memory is for the processes that extract
-        job = Job(args, fps, videos, make_pool=partial(Pool, standby=standby))
+            if launching:
+                pick_device(args.device)  # tells what is wrong with it
+                args.device = "cpu"  # the GPUs' memory is for the processes that extract
+            job = Job(args, fps, videos, make_pool=partial(Pool, standby=standby))
         if args.dry_run:
             return job.dry_run()
         if launching:

@@ -193,10 +193,14 @@ def evaluation_geometries(height: int, width: int, spec: StreamSpec, num_crops: 
     return (centre_crop_geometry(height, width, spec.crop, spec.resize_side),)
 
 
+_MUCH_LARGER = 1.5
+
+
 def decode_size(height: int, width: int, geometry: Geometry, spec: StreamSpec) -> Size:
     """The size to decode frames at, so that the region of `geometry` comes out at about the pixels that are wanted: no
     smaller, unless the video is, and no larger, so that little is scaled for nothing. A crop that was drawn in a scaled
-    frame gets that very scale, and is then cut without scaling again.
+    frame gets that very scale, and is then cut without scaling again. One of another shape than the frame's is scaled
+    again in any case: frames that are not much larger are left as they are, and scaled once.
     """
     left, top, right, bottom = geometry.region
     wanted = geometry.size or (spec.crop, spec.crop)
@@ -204,6 +208,9 @@ def decode_size(height: int, width: int, geometry: Geometry, spec: StreamSpec) -
     sides = wanted[0] / ((bottom - top) * height) * shorter, wanted[1] / ((right - left) * width) * shorter
     by_shorter, by_longer = sides if height <= width else sides[::-1]
     # The longer side of a scaled frame is rounded, which may make it look a little larger.
-    side = round(by_shorter if abs(by_shorter - by_longer) < 1 else max(sides))
+    same_shape = abs(by_shorter - by_longer) < 1
+    side = round(by_shorter if same_shape else max(sides))
+    if not same_shape and shorter < _MUCH_LARGER * side:
+        return Size(None, spec.interpolation)
     # More pixels than the video has would show nothing more; `resize_side` itself is what was asked for.
     return Size(side if side <= max(shorter, spec.resize_side) else None, spec.interpolation)

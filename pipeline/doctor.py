@@ -99,7 +99,7 @@ def shared_memory(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
         return
     free = shutil.disk_usage(folder).free
-    advice = "" if free >= GIB else "loaders and NCCL need more: docker run --ipc host, or --shm-size 8g"
+    advice = "" if free >= GIB else "NCCL needs more: docker run --ipc host, or --shm-size 8g"
     yield Finding("warning" if advice else "ok", f"shared memory: {free / GIB:.2f} GiB free", advice)
 
 
