@@ -27,10 +27,12 @@ class AfterConv:
         self.length = length
 
     def __call__(self, conv: nn.Module, _inputs: tuple[Tensor, ...], maps: Tensor) -> Tensor:
-        return conv.gate(self.length.split(maps)).flatten(0, 1)  # pyright: ignore[reportCallIssue]
+        return conv.gate.overwrite(self.length.split(maps)).flatten(0, 1)  # pyright: ignore
 
 
 def add_gate(conv: nn.Module, gate: nn.Module, length: ClipLength) -> None:
-    """Put `gate`, maps (B, T, C, H, W) -> the same, behind a convolution. Its keys are below the convolution's."""
+    """Put `gate`, maps (B, T, C, H, W) -> the same by `overwrite`, behind a convolution, which needs what it gave no
+    more. Its keys are below the convolution's.
+    """
     conv.add_module("gate", gate)
     conv.register_forward_hook(AfterConv(length))

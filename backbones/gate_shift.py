@@ -39,14 +39,10 @@ _GSM_GATED: dict[str, str] = _GATED | {"mixed_3": "tower_conv", "mixed_6": ""}  
 
 def _shift(halves: Tensor) -> Tensor:
     """(B, T, H, W, 2, C / 2): the first half from the next frame, the second from the one before, zeros at the ends."""
-    moved = torch.zeros_like(halves)
-    _add_shifted(moved, halves)
+    moved = torch.empty_like(halves)
+    moved[:, :-1, ..., 0, :], moved[:, -1, ..., 0, :] = halves[:, 1:, ..., 0, :], 0
+    moved[:, 1:, ..., 1, :], moved[:, 0, ..., 1, :] = halves[:, :-1, ..., 1, :], 0
     return moved
-
-
-def _add_shifted(sums: Tensor, halves: Tensor) -> None:
-    sums[:, :-1, ..., 0, :] += halves[:, 1:, ..., 0, :]
-    sums[:, 1:, ..., 1, :] += halves[:, :-1, ..., 1, :]
 
 
 class GSM(nn.Module):
@@ -83,15 +79,20 @@ class GSM(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         # Channels last, as the networks lay out their maps: views here, and what comes out is laid out alike.
         halves = maps.permute(0, 1, 3, 4, 2).unflatten(-1, (2, -1))
-        gated = self.gates(maps).permute(0, 1, 3, 4, 2)[..., None] * halves
-        joined = self._join(halves, gated).unflatten(-1, (2, -1))
+        gates = self.gates(maps).permute(0, 1, 3, 4, 2)[..., None]
+        joined = self._join(halves, gates).unflatten(-1, (2, -1))
         # in each half, the channels of its two quarters alternate
         return joined.transpose(-1, -2).flatten(-3).permute(0, 1, 4, 2, 3)
 
-    def _join(self, halves: Tensor, gated: Tensor) -> Tensor:
-        stays = halves - gated
-        _add_shifted(stays, gated)
-        return stays
+    def overwrite(self, maps: Tensor) -> Tensor:
+        """As forward, but maps that nobody needs any more may be used for the result."""
+        return self(maps)
+
+    def _join(self, halves: Tensor, gates: Tensor) -> Tensor:
+        joined = halves * (1 - gates)
+        joined[:, :-1, ..., 0, :].addcmul_(halves[:, 1:, ..., 0, :], gates[:, 1:, ..., 0, :])
+        joined[:, 1:, ..., 1, :].addcmul_(halves[:, :-1, ..., 1, :], gates[:, :-1, ..., 1, :])
+        return joined
 
 
 class GSF(GSM):
@@ -111,11 +112,18 @@ class GSF(GSM):
         self.channel_conv2 = nn.Conv2d(2, 1, 3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(maps) if maps.shape[2] == self.channels else self.overwrite(maps.clone())
+
+    def overwrite(self, maps: Tensor) -> Tensor:
         if maps.shape[2] == self.channels:
             return super().forward(maps)
-        return torch.cat([super().forward(maps[:, :, : self.channels]), maps[:, :, self.channels :]], 2)
+        # of the channels that take part a copy, channels last; the others stay where they are
+        taken = maps[:, :, : self.channels].permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        maps[:, :, : self.channels] = super().forward(taken)
+        return maps
 
-    def _join(self, halves: Tensor, gated: Tensor) -> Tensor:
+    def _join(self, halves: Tensor, gates: Tensor) -> Tensor:
+        gated = gates * halves
         stays, moves = halves - gated, _shift(gated)
         means = torch.stack([moves.mean((2, 3)), stays.mean((2, 3))], 1)  # (B, 2, T, 2, C / 2)
         weights = [

@@ -183,6 +183,9 @@ class PlainGSM(GSM):
         found.append(x[:, self.channels :])
         return torch.cat(found, 1).transpose(1, 2).contiguous()
 
+    def overwrite(self, maps: Tensor) -> Tensor:
+        return self(maps)
+
     def join(self, group: int, moved: Tensor, rest: Tensor) -> Tensor:
         return moved + rest
 
