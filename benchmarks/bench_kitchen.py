@@ -9,7 +9,8 @@ and anticipation), tune-compositional and compositional (Interactive Fusion), pi
 
 Nothing is computed twice: a finished run is a file in WORK/results, an unfinished one goes on where it was, and a run
 whose recipe has changed is refused until its folder is removed. Killed at any moment, the same call goes on. No stage
-is limited in time. A run uses one core: calls for other stages, --streams or --tasks may run beside one another.
+is limited in time. A run uses one core: calls for other stages, --streams, --tasks or --methods may run beside one
+another.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def main() -> None:
         "--streams", nargs="+", choices=runs.STREAMS, default=list(runs.STREAMS), help="of tune, extract"
     )
     parser.add_argument("--tasks", nargs="+", choices=list(runs.TASKS), default=list(runs.TASKS), help="of heads")
+    parser.add_argument("--methods", nargs="+", help="of heads, compositional and pixels (default: all)")
     parser.add_argument("--epochs", type=int, help="of every run, to try the script: batches are then small as well")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("kitchen.md"))
     args = parser.parse_args()
@@ -81,7 +83,7 @@ def main() -> None:
                 keep(kept, {"group": "facets", "method": stream, "seconds": 0.0, "facets": facet_scores(work, stream)})
     if "heads" in args.only:
         planned = runs.on_features(work, widths(work), args.seeds, tuple(args.tasks))
-        for each in planned:
+        for each in chosen(planned, args.methods):
             train(each, work, args.epochs)
             if each.method == "MIMO":
                 reallocate(each, work)
@@ -89,15 +91,20 @@ def main() -> None:
         for planned in runs.tuning(work, split="compositional", streams=("rgb",)):
             tune(planned, work, args.epochs)
     if "compositional" in args.only:
-        for each in runs.interactive(work, args.seeds):
+        for each in chosen(runs.interactive(work, args.seeds), args.methods):
             train(each, work, args.epochs)
     if "pixels" in args.only:
-        for each in runs.from_pixels(work, best_fusions(read_results(work), 2), args.pixel_seeds):
+        best = best_fusions(read_results(work), 2)
+        for each in chosen(runs.from_pixels(work, best, args.pixel_seeds), args.methods):
             train(each, work, args.epochs)
     if "table" in args.only:
         collect(work, machine())
         write_table(args.out)
         print(f"wrote {args.out}")
+
+
+def chosen(planned: Iterable[Planned], methods: list[str] | None) -> Iterator[Planned]:
+    return (each for each in planned if methods is None or each.method in methods)
 
 
 def synthesise(work: Path, size: str) -> None:
@@ -176,9 +183,7 @@ def train(planned: Planned, work: Path, epochs: int | None) -> bool:
             for stream in runs.decoded(content["streams"]):
                 lend_stored(dataset, work / "frames" / stream, stream, runs.FRAMES_FPS)
     else:
-        # Training sees actions from all the distances that are tested, as RULSTM's steps do.
-        tasks = [dataset.task for dataset in trainer.test_sets.values()]
-        remember_samples(trainer.train_set, _MEMORY, tasks)
+        remember_samples(trainer.train_set, _MEMORY)
         for dataset in trainer.test_sets.values():
             remember_samples(dataset, _MEMORY)
     # A run that was done, but killed before its results were kept, tests nothing again.

@@ -13,9 +13,9 @@ from actionfuse.pipeline import open_video
 from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.protocols import Task
 from actionfuse.pipeline.samples import Sample, SegmentDataset
-from actionfuse.pipeline.sampling import draw
 from actionfuse.pipeline.types import Frames
 from actionfuse.pipeline.video import SizeLike, VideoInfo, VideoReader, scaled_size
+from actionfuse.train.drawn import DrawnTasks
 
 
 class StoredFrames(VideoReader):
@@ -75,9 +75,7 @@ def store_frames(folder: Path, out: Path, fps: float, *, grey: bool) -> None:
 def lend_stored(dataset: SegmentDataset, stored: Path, stream: str, fps: float) -> None:
     """Let a dataset read its videos of `stream` from what `store_frames` wrote."""
     split = dataset.dataset
-    shelf = dataset._pixels.shelf  # its limit is on open files; arrays are mapped, not open
     paths = {split.path(segment, stream) for segment in split.segments}
-    shelf.limit = max(shelf.limit, len(paths))
     for path in sorted(paths):
         with open_video(path, threads=1) as reader:
             info = reader.info
@@ -85,28 +83,24 @@ def lend_stored(dataset: SegmentDataset, stored: Path, stream: str, fps: float) 
 
 
 Memory = dict[tuple[str, ...], Sample]
-_TASK = 11  # the part of a sample's draw that chooses among tasks
 
 
-def remember_samples(dataset: SegmentDataset, memory: Memory, tasks: Sequence[Task] = ()) -> None:
-    """Keep the samples of a dataset that draws nothing (stored features, a rule without chance), for all who share
-    `memory`: the runs of one task on these streams or on some of them. All are read now, video by video.
-
-    tasks: of which each sample draws one, by (seed, epoch, index); none = the dataset's own.
+def remember_samples(dataset: SegmentDataset, memory: Memory) -> None:
+    """Keep the samples of a dataset that draws nothing but its task (stored features, a rule without chance), for all
+    who share `memory`: the runs of one task on these streams or on some of them. All are read now, video by video.
     """
-    read, asked = dataset.sample, tuple(tasks) or (dataset.task,)
-    names = tuple(spec.name for spec in dataset.streams)
+    drawing = dataset if isinstance(dataset, DrawnTasks) else None
+    names, read = tuple(spec.name for spec in dataset.streams), dataset.sample
 
     def sample(segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        drawn = draw(dataset.seed, epoch, index, _TASK).integers(len(asked)) if len(asked) > 1 else 0
-        return replace(find(segment, asked[drawn]), index=index, epoch=epoch)
+        task = drawing.drawn(epoch, index) if drawing else dataset.task
+        return replace(find(segment, task), index=index, epoch=epoch)
 
     def find(segment: Segment, task: Task) -> Sample:
         key = (f"{task} {dataset.sampling}", segment.id)
         known = memory.get((*key, *names)) or memory.get(key)
         if known is None or not (known.error or known.streams.keys() >= set(names)):
-            dataset.task = task
-            known = read(segment)
+            known = drawing.sample_of(task, segment) if drawing else read(segment)
             # What some streams cannot show, others may.
             memory[(*key, *names) if known.error else key] = known
         if known.error:
@@ -116,7 +110,6 @@ def remember_samples(dataset: SegmentDataset, memory: Memory, tasks: Sequence[Ta
         return replace(known, streams=streams, masks=masks, seconds=seconds)
 
     for segment in dataset.dataset.segments:
-        for task in asked:
+        for task in drawing.tasks if drawing else (dataset.task,):
             find(segment, task)
-    dataset.task = asked[0]
     dataset.sample = sample

@@ -62,6 +62,10 @@ COMPOSITIONAL_EPOCHS = 20
 TUNING_AUGMENT = {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.5}
 HEAD_EPOCHS = {"recognition": 12, "anticipation": 16}
 
+# What comes next is a noisy label, of which heads learn too much by heart: averages and smoothing, and what was done
+# last to learn from, which is none.
+AHEAD: dict[str, dict[str, Any]] = {"optim": {"ema": 0.998, "label_smoothing": 0.1}, "loss": {"last_action": 1.0}}
+
 WIDTH = 64  # of heads
 # method -> (head, its options)
 FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,7 +92,8 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     # task -> (task, sampling, rows of a store in a sample)
     "recognition": ({"kind": "recognition"}, {"rule": "ends"}, 8),
     "anticipation": (
-        {"kind": "anticipation", "tau_a": 1.0, "tau_o": TAU_O, "test_tau_a": [t for t in TAU_A if t != 1.0]},
+        {"kind": "anticipation", "tau_a": 1.0, "tau_o": TAU_O}
+        | {"train_tau_a": list(TAU_A), "test_tau_a": [t for t in TAU_A if t != 1.0]},
         {"rule": "last", "stride_frames": 2},  # rows of half a second, side by side
         round(TAU_O * FEATURE_FPS / 2),
     ),
@@ -179,7 +184,8 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
                             for stream in streams
                         },
                         "head": {"name": head, "options": options},
-                        "optim": HEADS,
+                        "optim": HEADS | (AHEAD["optim"] if task == "anticipation" else {}),
+                        **({"loss": AHEAD["loss"]} if task == "anticipation" else {}),
                         "run": {
                             "epochs": HEAD_EPOCHS[task],
                             "seed": seed,

@@ -66,6 +66,7 @@ class Shelf:
         self._open: OrderedDict[tuple[str, str], VideoReader | AudioReader] = OrderedDict()
         self._resting: OrderedDict[tuple[str, str], VideoReader] = OrderedDict()
         self._flow: dict[str, FlowComputer] = {}
+        self._lent: set[tuple[str, str]] = set()
         self._owner = os.getpid()
 
     def video(self, path: str, frame_fps: float | None = None) -> VideoReader:
@@ -98,9 +99,11 @@ class Shelf:
         return self._flow[method]
 
     def put(self, path: str, reader: VideoReader | AudioReader) -> None:
-        """From now on `video(path)`, or `sound(path)`, is this reader."""
+        """From now on `video(path)`, or `sound(path)`, is this reader, which takes no room from those opened here."""
         self._mine()
-        self._keep("sound" if isinstance(reader, AudioReader) else "video", path, reader)
+        kind = "sound" if isinstance(reader, AudioReader) else "video"
+        self._lent.add((kind, path))
+        self._keep(kind, path, reader)
 
     def drop(self, path: str) -> None:
         """Close what is open of this file, so that it starts anew."""
@@ -108,6 +111,7 @@ class Shelf:
             if (reader := self._open.pop((kind, path), None)) is not None:
                 reader.close()
             self._resting.pop((kind, path), None)
+            self._lent.discard((kind, path))
 
     def close(self) -> None:
         self._mine()
@@ -115,11 +119,13 @@ class Shelf:
             reader.close()
         self._open.clear()
         self._resting.clear()
+        self._lent.clear()
 
     def _mine(self) -> None:
         if self._owner != os.getpid():
             _LEFT_TO_PARENT.append((self._open, self._flow))
             self._open, self._resting, self._flow, self._owner = OrderedDict(), OrderedDict(), {}, os.getpid()
+            self._lent = set()
 
     def _find(self, kind: str, path: str) -> VideoReader | AudioReader | None:
         self._mine()
@@ -130,8 +136,8 @@ class Shelf:
         return self._open.get((kind, path))
 
     def _keep(self, kind: str, path: str, reader: VideoReader | AudioReader) -> None:
-        same = [key for key in self._open if key[0] == kind]
-        if len(same) >= self.limit:
+        same = [key for key in self._open if key[0] == kind and key not in self._lent]
+        if (kind, path) not in self._lent and len(same) >= self.limit:
             oldest = self._open.pop(same[0])
             if isinstance(oldest, AudioReader):
                 oldest.close()

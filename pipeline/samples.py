@@ -193,7 +193,7 @@ class SegmentDataset(TorchDataset):
 
     def lend(self, path: str | Path, reader: VideoReader | AudioReader) -> None:
         """Read this reader of pictures or sound, which may be of a stream that still runs, wherever the file of a
-        segment is `path`.
+        segment is `path`. Readers that are lent do not count in `open_readers`.
         """
         self._pixels.shelf.put(str(path), reader)
 

@@ -14,6 +14,7 @@ from actionfuse.pipeline.clip_spec import FeatureSpec
 from actionfuse.pipeline.features import FeatureStore
 from actionfuse.pipeline.protocols import Anticipation, Sampling
 from actionfuse.pipeline.samples import SegmentDataset
+from actionfuse.train.drawn import DrawnTasks
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -62,14 +63,17 @@ def test_remembered_samples_are_those_of_the_store(tmp_path: Path) -> None:
     ]
     tasks = [Anticipation(tau_a=tau_a, tau_o=2.0) for tau_a in (1.0, 0.25)]
 
-    def made(streams: tuple[str, ...], task: Anticipation = tasks[0]) -> SegmentDataset:
+    def made(streams: tuple[str, ...], *tasks: Anticipation) -> SegmentDataset:
         specs = [FeatureSpec(stream=name, store=tmp_path / name, frames=4, fps=4) for name in streams]
-        return SegmentDataset(segments, specs, task=task, sampling=Sampling(rule="last"), seed=3)
+        sampling = Sampling(rule="last")
+        if len(tasks) > 1:
+            return DrawnTasks(segments, specs, tasks=tasks, sampling=sampling, seed=3)
+        return SegmentDataset(segments, specs, task=tasks[0], sampling=sampling, seed=3)
 
     memory = {}
     for streams in (("rgb", "audio"), ("rgb",), ("audio",)):
-        dataset = made(streams)
-        remember_samples(dataset, memory, tasks)
+        dataset = made(streams, *tasks)
+        remember_samples(dataset, memory)
         plain = [made(streams, task) for task in tasks]
         drawn = set()
         for epoch in range(6):
@@ -85,4 +89,4 @@ def test_remembered_samples_are_those_of_the_store(tmp_path: Path) -> None:
                 assert sample.error or set(sample.streams) == set(streams)
                 drawn |= set(same if len(same) == 1 else ())
         assert drawn == {0, 1}
-    assert made(("audio",))[0].error and not made(("rgb",))[0].error
+    assert made(("audio",), tasks[0])[0].error and not made(("rgb",), tasks[0])[0].error

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from videos import make, read_codes, write_counting_video
 
 from actionfuse.pipeline import (
@@ -22,6 +23,7 @@ from actionfuse.pipeline import (
     StreamSpec,
     collate,
     make_loader,
+    open_video,
 )
 from actionfuse.pipeline.annotations import Segment
 from actionfuse.pipeline.audio import AudioReader
@@ -30,6 +32,7 @@ from actionfuse.pipeline.clip_reader import plan_flow
 from actionfuse.pipeline.datasets.contract import Dataset
 from actionfuse.pipeline.decoders import pyav
 from actionfuse.pipeline.decoders._container import probe_layout
+from actionfuse.pipeline.decoders.frame_files import FolderOfFrames
 from actionfuse.pipeline.decoders.pyav import PyAVReader
 from actionfuse.pipeline.features import FeatureStore
 from actionfuse.pipeline.protocols import RULES, rulstm_anticipation
@@ -161,6 +164,33 @@ def test_nothing_of_the_future_is_read(folder, read, rule, training):
                     assert read["frames"] and max(read["frames"]) < horizon
                 if spec.stream == "rgb":
                     assert max(codes(sample)) / FPS < horizon
+
+
+@pytest.mark.parametrize("stream", ["depth", "ir"])
+@pytest.mark.parametrize("rule", RULES)
+def test_nor_of_depth_and_infrared(folder, tmp_path, read, monkeypatch, rule, stream):
+    """Of 8 bits: a video, and a folder of pictures."""
+    (tmp_path / "frames").mkdir()
+    for number in range(2 * FPS):
+        Image.fromarray(np.full((SIDE, SIDE), number, np.uint8)).save(tmp_path / "frames" / f"{number:05d}.png")
+    files, take = [], FolderOfFrames.read
+    monkeypatch.setattr(FolderOfFrames, "read", lambda self, name: files.append(name) or take(self, name))
+    task = Anticipation(tau_a=0.25, tau_o=0.7)
+    for root, path in ((folder, "a.mp4"), (tmp_path, "frames")):
+        for start in (1.2, 1.2 + 1e-9, 1.23):
+            made = Dataset(
+                name="own", split="all", segments=(segment(start, 1.9, path),), classes={}, root=root,
+                paths={stream: "{video}"}, frame_rates={stream: float(FPS)},
+            )  # fmt: skip
+            read["frames"].clear()
+            dataset = SegmentDataset(made, [StreamSpec(stream=stream, frames=3, **SMALL)], task=task,
+                                     sampling=Sampling(rule=rule, alpha=0.2))  # fmt: skip
+            sample = dataset[0]
+            assert not sample.error and sample.streams[stream].dtype == torch.uint8
+            files_read = files[1:]  # the first file's header tells the size, before anything is asked for
+            shown = read["frames"] if path == "a.mp4" else [int(name[:5]) / FPS for name in files_read]
+            assert shown and max(shown) < start - task.tau_a
+            files.clear()
 
 
 @pytest.mark.parametrize("kind", ["ntsc", "vfr", "vfr_gaps", "start_mp4", "start_ts", "bframes"])
@@ -564,6 +594,20 @@ def test_files_are_kept_open_in_bounds(folder):
     assert torch.equal(copy[0].streams["rgb"], dataset[0].streams["rgb"])
     dataset.close()
     assert not shelf._open and not dataset[0].error
+
+
+def test_readers_that_are_lent_take_no_room(folder):
+    dataset = SegmentDataset([segment(1, 2), segment(1, 2, "b.mp4")], [RGB], root=folder, open_readers=1)
+    paths = [str(folder / name) for name in ("a.mp4", "b.mp4")]
+    lent = [open_video(path) for path in reversed(paths)]  # each in the place of the other
+    plain = [dataset[index].streams["rgb"] for index in (1, 0)]
+    for path, reader in zip(paths, lent, strict=True):
+        dataset.lend(path, reader)
+    for _ in range(2):
+        for index in (0, 1):
+            assert torch.equal(dataset[index].streams["rgb"], plain[index])
+    dataset.close()
+    assert torch.equal(dataset[0].streams["rgb"], plain[1])
 
 
 def test_a_resting_file_is_not_looked_through_again(folder, tmp_path, monkeypatch):
