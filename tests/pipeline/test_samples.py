@@ -184,7 +184,7 @@ def test_nor_of_depth_and_infrared(folder, tmp_path, read, monkeypatch, rule, st
             )  # fmt: skip
             read["frames"].clear()
             dataset = SegmentDataset(made, [StreamSpec(stream=stream, frames=3, **SMALL)], task=task,
-                                     sampling=Sampling(rule=rule, alpha=0.2))  # fmt: skip
+                                     sampling=Sampling(rule=rule, alpha=0.25))  # fmt: skip
             sample = dataset[0]
             assert not sample.error and sample.streams[stream].dtype == torch.uint8
             files_read = files[1:]  # the first file's header tells the size, before anything is asked for
