@@ -154,9 +154,12 @@ def build_backbone(
         try:
             backbone = _create(name, stream, weights, options | size)
         except ValueError as error:
+            own_size, options_out, asked = f"{spec.crop} x {spec.crop} pixels", "--crop", f"{side} x {side}"
+            if not backbone.frame_by_frame:
+                own_size, asked = f"{spec.frames} frames of {own_size}", f"{frames} of {asked}"
+                options_out = "--clip-frames and --crop"
             raise ValueError(
-                f"{name} with these weights takes clips of {spec.frames} frames of {spec.crop} x {spec.crop} pixels "
-                f"only; leave --clip-frames and --crop out. Built for {frames} of {side} x {side}: {error}"
+                f"{name} with these weights takes {own_size} only; leave {options_out} out. Built for {asked}: {error}"
             ) from error
     return backbone
 

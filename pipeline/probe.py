@@ -288,8 +288,10 @@ def _print_table(rows: Sequence[ProbeRow], skipped: str) -> None:
     )
     if skipped:
         console.print(skipped)
+    if broken:
+        console.print()
     for row in broken:
-        console.print(f"\n{_printable(row.key)}: {_printable(row.error or 'damaged')}", style="red")
+        console.print(f"{_printable(row.key)}: {_printable(row.error or 'damaged')}", style="red")
         for reason in row.damage[:_SHOWN_DAMAGE]:
             console.print(f"    {_printable(reason)}")
         if len(row.damage) > _SHOWN_DAMAGE:

@@ -130,6 +130,7 @@ class FrameFolderReader(VideoReader):
         self.frame_fps = float(frame_fps)
         self.damage: list[str] = []
         self._stand_ins: dict[int, int] = {}  # broken frame -> the frame that is shown for it
+        self._deep: dict[int, np.ndarray] = {}  # 16-bit pictures shown last: `depth_at` is asked for them next
         container, pattern = self.path, None
         if is_frame_pattern(container) and not os.path.exists(container):
             container, pattern = os.path.split(container)
@@ -248,20 +249,38 @@ class FrameFolderReader(VideoReader):
 
     def _depth(self, index: int) -> tuple[np.ndarray] | str:
         """Frame `index` as uint16 (H, W, 1), or the reason why it cannot be read."""
-        data = self._bytes(index)
-        if isinstance(data, str):
-            return data
-        try:
-            depth = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        except cv2.error as error:
-            return f"{self._names[index]}: {error.err or error}"
+        depth = self._deep.get(index)
         if depth is None:
-            return f"{self._names[index]}: no picture that can be decoded"
+            data = self._bytes(index)
+            depth = data if isinstance(data, str) else self._decoded(index, data, cv2.IMREAD_UNCHANGED)
+        if isinstance(depth, str):
+            return depth
         if depth.dtype != np.uint16:  # another unit: no number of it may stand among the others
             return f"{self._names[index]}: {depth.dtype} depth among frames of 16 bits"
         # the first channel, where there are several: OpenCV's order is blue, green, red
         depth = depth[..., 2:3] if depth.ndim == 3 else depth[..., None]
         return (scale_by_nearest(depth, self.info.height, self.info.width),)
+
+    def _decoded(self, index: int, data: np.ndarray, flag: int) -> np.ndarray | str:
+        """The picture in a file's bytes, or the reason why there is none."""
+        try:
+            picture = cv2.imdecode(data, flag)
+        except cv2.error as error:
+            return f"{self._names[index]}: {error.err or error}"
+        return f"{self._names[index]}: no picture that can be decoded" if picture is None else picture
+
+    def _colours(self, index: int, data: np.ndarray, flag: int) -> np.ndarray | str:
+        """RGB of a file's bytes, uint8 (H, W, 3), or the reason why there is none."""
+        if self.depth_bits == 16 and not self.info.rotation_degrees:
+            deep = self._decoded(index, data, cv2.IMREAD_UNCHANGED)
+            if isinstance(deep, str):
+                return deep
+            if deep.dtype == np.uint16:
+                self._deep[index] = deep
+                upper = np.atleast_3d((deep >> 8).astype(np.uint8))
+                return upper.repeat(3, 2) if upper.shape[2] == 1 else np.ascontiguousarray(upper[..., 2::-1])
+        picture = self._decoded(index, data, flag)
+        return picture if isinstance(picture, str) else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
 
     def _picture(self, index: int, short_sides: Sequence[SizeLike]) -> tuple[np.ndarray, ...] | str:
         """Frame `index` as uint8 (H, W, 3) RGB at each size, or the reason why it cannot be read."""
@@ -284,13 +303,10 @@ class FrameFolderReader(VideoReader):
                 flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}.get(
                     divisor, cv2.IMREAD_REDUCED_COLOR_8
                 )
-                try:
-                    picture = cv2.imdecode(data, flag)
-                except cv2.error as error:
-                    return f"{self._names[index]}: {error.err or error}"
-                if picture is None:
-                    return f"{self._names[index]}: no picture that can be decoded"
-                decoded[divisor] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
+                colours = self._colours(index, data, flag)
+                if isinstance(colours, str):
+                    return colours
+                decoded[divisor] = colours
             picture = decoded[divisor]
             if picture.shape[:2] != (height, width):
                 # The same kernel as the other decoders' (see _pixels.py): equal pictures from frames and from video.
@@ -349,6 +365,7 @@ class FrameFolderReader(VideoReader):
         self, indices: np.ndarray, short_sides: Sequence[SizeLike], *, skip_broken: bool = False
     ) -> tuple[Frames, ...]:
         """Frames `indices` at each size."""
+        self._deep.clear()
         read = partial(self._picture, short_sides=short_sides)
         indices, shown = self._load(indices, read, skip_broken=skip_broken)
         frames = []

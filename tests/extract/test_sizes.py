@@ -43,3 +43,13 @@ def test_weights_of_another_size_are_told(tmp_path: Path) -> None:
     for other in (dict(crop=64), dict(clip_frames=32)):
         with pytest.raises(ValueError, match=r"was built for clips of 16 frames of 32 x 32 pixels and cannot take"):
             wrap(Settings(**common, **other), backbone, "c3d", "given", torch.device("cpu"))
+
+
+def test_tables_of_positions_of_another_size_are_told(tmp_path: Path) -> None:
+    """Only those of ViTs are resampled."""
+    name, path = "tsn:levit_128s", tmp_path / "levit.safetensors"
+    save_backbone(create_backbone(name), path)
+    common = dict(backbones=(name,), weights=(str(path),), device="cpu")
+    with pytest.raises(ValueError, match=r"takes 224 x 224 pixels only; leave --crop out. Built for 160 x 160: "):
+        build_runners(Settings(**common, crop=160))
+    build_runners(Settings(**common, clip_frames=3))

@@ -216,6 +216,20 @@ def test_wrong_ranges(options, message):
         depth_spec(**options)
 
 
+def test_pictures_of_16_bits_are_decoded_once(tmp_path, monkeypatch):
+    """In extraction their colours decide which frames there are, and their depth is asked for after each."""
+    write_depth(tmp_path / "d", "%05d.png", frames=20)
+    decoded, decode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flag: decoded.append(flag) or decode(data, flag))
+    with open_video(tmp_path / "d") as reader:
+        for (frames,) in reader.all_frames(batch=8):
+            for colours, seconds in zip(frames.data, frames.pts_seconds, strict=True):
+                depth = reader.depth_at([seconds]).data[0]
+                assert np.array_equal(colours, (depth >> 8).astype(np.uint8).repeat(3, 2))
+        assert len(decoded) == 20
+        assert reader.depth_at([0.0]).data.shape == (1, *depth.shape) and len(decoded) == 21
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_no_depth_of_the_future_is_read(tmp_path, monkeypatch, rule):
     write_depth(tmp_path / "d", "%05d.png", frames=20)
