@@ -160,7 +160,8 @@ def main(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     counts = ", ".join(f"{count} {word}" for word, count in totals.items() if count)
     rate = fields / max(seconds, 1e-9)
-    print(f"{len(videos)} videos: {counts}; {fields} fields in {seconds:.1f} s, {rate:.1f} a second")
+    plural = "s" if len(videos) != 1 else ""
+    print(f"{len(videos)} video{plural}: {counts}; {fields} fields in {seconds:.1f} s, {rate:.1f} a second")
     return 1 if failures else 0
 
 

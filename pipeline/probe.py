@@ -283,9 +283,9 @@ def _print_table(rows: Sequence[ProbeRow], skipped: str) -> None:
         for decoder, reason in reasons:
             console.print(f"{decoder}: {reason}")
     broken = [row for row in rows if row.is_broken]
-    console.print(
-        f"\n{len(rows)} videos, {_hours(sum(row.duration_seconds or 0 for row in rows))}, {len(broken)} broken"
-    )
+    plural = "s" if len(rows) != 1 else ""
+    lasts = _hours(sum(row.duration_seconds or 0 for row in rows))
+    console.print(f"\n{len(rows)} video{plural}, {lasts}, {len(broken)} broken")
     if skipped:
         console.print(skipped)
     if broken:
