@@ -308,7 +308,8 @@ def _report(name: str, root: str, found: Sequence[SplitCheck]) -> Iterator[str]:
         if split.error is not None:
             yield f"  {split.split}: cannot be read: {split.error}"
             continue
-        yield f"  {split.split}: {split.segments} segments of {split.videos} videos; {', '.join(split.files)}"
+        files = f"; {', '.join(split.files)}" if split.files else ""
+        yield f"  {split.split}: {split.segments} segments of {split.videos} videos{files}"
         yield from (f"    note: {note}" for note in split.notes)
         yield from _shown("without boxes", split.without_boxes)
         for stream, seen in split.streams.items():

@@ -146,7 +146,7 @@ def check_call(name: str, root: str | Path, split: str, options: Mapping[str, ob
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"dataset {name!r} has no split {split!r}; {hint}there are {', '.join(card.splits)}")
     if not Path(root).is_dir():
-        raise ValueError(f"{root} is no folder; name the folder of {name}, which holds\n{card.layout}")
+        raise ValueError(f"{root} is no folder; name that of the dataset {name!r}, which holds\n{card.layout}")
     known, kinds = options_of(name), get_type_hints(read)
     for option, value in options.items():
         if option not in known:

@@ -61,6 +61,14 @@ def test_a_whole_split(epic100, capsys):
     assert "rgb: 2 of 2 videos as videos/{video}.mp4" in out and "1 of 1 splits are whole" in out
 
 
+def test_a_folder_of_ones_own_has_no_files_of_annotations(tmp_path, capsys):
+    for name in ("run/1.mp4", "jump/2.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"seen, not opened")
+    code, out = run(capsys, "folder", tmp_path, "--split", "train")
+    assert code == 0 and "  train: 2 segments of 2 videos\n    rgb: 2 of 2 videos as {video}\n" in out
+
+
 def test_missing_videos_are_counted_and_named(epic100, capsys):
     (epic100 / "videos/P02_03.mp4").unlink()
     (epic100 / "videos/P02_03.mp4").symlink_to("nowhere.mp4")
