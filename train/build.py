@@ -61,6 +61,10 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 
 def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> ActionModel:
     """The recipe's model with the weights that it names, ready to train; random parts depend on the seed alone."""
+    transition, last = recipe.head.transition, recipe.loss.last_action
+    if transition and not last:
+        raise ValueError("head.transition leads on from what was seen last: let loss.last_action teach that, such as 1")
+    second = last > 0 and not transition
     state = torch.random.get_rng_state()
     torch.manual_seed(recipe.run.seed)
     try:
@@ -73,12 +77,12 @@ def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> Actio
         head = create_head(
             recipe.head.name,
             streams=widths,
-            classes=head_classes({task: len(names) for task, names in classes.items()}, recipe.loss.last_action > 0),
+            classes=head_classes({task: len(names) for task, names in classes.items()}, second),
             **recipe.head.options,
         )
     finally:
         torch.random.set_rng_state(state)
-    model = ActionModel(backbones, head, classes)
+    model = ActionModel(backbones, head, classes, transition=transition)
     anew: set[str] = set()
     if recipe.head.freeze_all_but_classifier:
         anew = {f"head.{name}" for name in freeze_all_but_classifier(head)}

@@ -17,6 +17,7 @@ from actionfuse._files import write_atomically
 from ..backbones import Backbone, InputSpec, create_backbone
 from ..fusion import FusionHead, Instances, Output, State, create_head
 from ..fusion.contract import as_sequence, masked_mean
+from .transition import Transitions
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -26,6 +27,10 @@ LAST = "last/"  # before a task: of the action that was seen last, which only tr
 def head_classes(classes: Mapping[str, int], last_action: bool) -> dict[str, int]:
     """task -> classes of a head that is to name the action seen last as well."""
     return {**classes, **({LAST + task: count for task, count in classes.items()} if last_action else {})}
+
+
+def _of_last(by_task: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {LAST + task: value for task, value in by_task.items()}
 
 
 def asked(by_task: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +43,7 @@ class ActionModel(nn.Module):
 
     backbones: stream -> backbone; streams of the head without one are fed with stored features.
     class_names: task -> names by class number, where they are known.
+    transition: the head names what was seen last, and a table leads from there to what comes next (transition.py).
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class ActionModel(nn.Module):
         backbones: Mapping[str, Backbone],
         head: FusionHead,
         class_names: Mapping[str, tuple[str, ...]] | None = None,
+        *,
+        transition: bool = False,
     ) -> None:
         super().__init__()
         for stream, backbone in backbones.items():
@@ -57,6 +65,7 @@ class ActionModel(nn.Module):
                 )
         self.backbones, self.head = nn.ModuleDict(backbones), head
         self.class_names = {task: tuple(names) for task, names in (class_names or {}).items()}
+        self.transition = Transitions(head.classes) if transition else None
         self.frozen: set[str] = set()
         self._in_eval: list[nn.Module] = []  # parts of backbones that stay in eval mode while the rest trains
 
@@ -90,9 +99,12 @@ class ActionModel(nn.Module):
         """
         features, kept = self._features(inputs, masks)
         output = self.head(features, boxes, kept, losses=losses, extras=extras)
+        if self.transition is not None:
+            output.auxiliary = {name: _of_last(logits) for name, logits in output.auxiliary.items()}
+            output.logits = {**self.transition(output.logits), **_of_last(output.logits)}
         if not (self.training if losses is None else losses):
             output.logits = asked(output.logits)
-            output.auxiliary = {name: asked(logits) for name, logits in output.auxiliary.items()}
+            output.auxiliary = {name: told for name, each in output.auxiliary.items() if (told := asked(each))}
         if pooled:
             output.pooled = {stream: masked_mean(as_sequence(x), kept.get(stream)) for stream, x in features.items()}
         return output
@@ -103,7 +115,7 @@ class ActionModel(nn.Module):
         """The next entries of streams that go on; inputs and masks as in `forward`, the rest as in FusionHead.step."""
         features, kept = self._features(inputs, masks)
         output, state = self.head.step(features, state, kept)
-        output.logits = asked(output.logits)
+        output.logits = asked(output.logits) if self.transition is None else self.transition(output.logits)
         return output, state
 
     def _features(
@@ -188,6 +200,7 @@ class ModelConfig:
     class_names: dict[str, list[str]]
     task: dict[str, Any] = field(default_factory=dict)
     clips: dict[str, dict[str, Any]] = field(default_factory=dict)
+    transition: bool = False
     format: int = FORMAT
 
 
@@ -211,6 +224,7 @@ def config_of(model: ActionModel, **further: Any) -> ModelConfig:
         backbones=backbones,
         head={"name": head.name, "streams": head.streams, "classes": head.classes, "options": dict(head.options)},
         class_names={task: list(names) for task, names in model.class_names.items()},
+        transition=model.transition is not None,
         **further,
     )
 
@@ -230,7 +244,8 @@ def build_from_config(config: ModelConfig) -> ActionModel:
     head = create_head(
         config.head["name"], streams=config.head["streams"], classes=config.head["classes"], **config.head["options"]
     )
-    return ActionModel(backbones, head, {task: tuple(names) for task, names in config.class_names.items()})
+    names = {task: tuple(each) for task, each in config.class_names.items()}
+    return ActionModel(backbones, head, names, transition=config.transition)
 
 
 def state_of(model: ActionModel) -> dict[str, Tensor]:

@@ -157,11 +157,14 @@ class Head:
 
     freeze_all_but_classifier: the head learns nothing but its last layers, which start anew, and the backbones learn
         nothing and stay in eval mode: the second stage of few-shot transfer, after `Recipe.init_from`.
+    transition: for anticipation: the head names what was seen last, which `Loss.last_action` teaches it, and a learned
+        table of what follows what leads from there to what comes next (train/transition.py).
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     freeze_all_but_classifier: bool = False
+    transition: bool = False
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -240,8 +243,9 @@ class Loss:
 
     past: weight of what was done at each observed step (AVT's past labels, pipeline/past_labels.py); 0 = left out. It
         needs task.kind anticipation and a head that reports `auxiliary["past/..."]` (afft_* with options.past).
-    last_action: weight of naming what was seen last, too: the head gets a second classifier for each task, which learns
-        the label of the latest observed step that has one, and is left out in tests. For any head that anticipates.
+    last_action: weight of naming what was seen last, too: the label of the latest observed step that has one. The head
+        gets a second classifier for each task, which is left out in tests; with `Head.transition` it is all that the
+        head learns. For any head that anticipates.
     balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
         1 / frequency). balance_task: whose classes.
     distance: distance-weighted sampling of pairs, instead of balance "class".

@@ -15,6 +15,7 @@ from actionfuse.train.log import read_metrics
 from actionfuse.train.losses import latest_known, task_loss, total_loss
 from actionfuse.train.model import load_model
 from actionfuse.train.recipe import Loss
+from actionfuse.train.transition import Transitions
 
 ASKED = {
     "task": {"kind": "anticipation", "tau_a": 0.5, "tau_o": 2.0, "train_tau_a": [0.5, 0.25]},
@@ -127,3 +128,47 @@ def test_only_anticipation_has_a_last_action(root, tmp_path):
     recipe = toy_recipe(root, loss={"last_action": 1.0})
     with pytest.raises(ValueError, match="must be Anticipation"):
         Trainer(recipe, tmp_path / "run", quiet=True)
+
+
+def test_transitions_are_the_sum_over_what_was_last():
+    torch.manual_seed(0)
+    model = Transitions({"verb": 3})
+    with torch.no_grad():
+        model.table["verb"].copy_(torch.randn(3, 3) / 10)
+    last = torch.randn(4, 3, requires_grad=True)
+    told = model({"verb": last})["verb"]
+    table = (10 * model.table["verb"]).softmax(1)
+    for row in range(4):
+        given = last[row].softmax(0)
+        for follows in range(3):
+            wanted = sum(given[k] * table[k, follows] for k in range(3))
+            torch.testing.assert_close(told[row, follows].exp(), wanted)
+    told.sum().backward()
+    assert last.grad is None and model.table["verb"].grad is not None
+
+
+@pytest.mark.parametrize("head", ["late_fusion", "mimo"])
+def test_a_run_leads_on_from_what_was_seen_last(root, tmp_path, head):
+    recipe = toy_recipe(
+        root, **ASKED, head={"name": head, "options": {"width": 16, "heads": 2}, "transition": True},
+        loss={"last_action": 1.0}, run__epochs=6,
+    )  # fmt: skip
+    trainer = Trainer(recipe, tmp_path / "run", quiet=True)
+    assert set(trainer.model.head.classes) == set(trainer.classes)
+    results = trainer.run()
+    assert results and not any("last" in name for name in results)
+    steps = [row for row in read_metrics(tmp_path / "run") if row["kind"] == "step"]
+    assert steps[-1]["last/verb"] < steps[0]["last/verb"]
+    model = load_model(tmp_path / "run")
+    inputs = {stream: torch.randn(2, 4, width) for stream, width in model.head.streams.items()}
+    told = model(inputs)
+    assert set(told.logits) == set(model.classes) and not told.auxiliary
+    for task, logits in model.head(inputs).logits.items():
+        torch.testing.assert_close(told.logits[task], model.transition.following(task, logits))
+        torch.testing.assert_close(told.logits[task].exp().sum(1), torch.ones(2))
+        assert model.transition.table[task].abs().max() > 0
+
+
+def test_a_transition_needs_what_was_last(root, tmp_path):
+    with pytest.raises(ValueError, match="let loss.last_action teach that"):
+        Trainer(toy_recipe(root, **ASKED, head={"name": "concat", "transition": True}), tmp_path / "run", quiet=True)
