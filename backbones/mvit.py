@@ -23,21 +23,46 @@ from torchvision.models.video.mvit import MSBlockConfig, MultiscaleBlock
 from torchvision.models.video.mvit import MViT as Network
 
 from ._stage_net import STREAMS, channels_last, linear, load_torchvision, sized
-from .contract import Backbone, InputSpec, Layout, Stream, register, stream_spec
-from .convert import published, rename
+from .contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, InputSpec, Layout, Stream, register, stream_spec
+from .convert import load_weights, published, rename
 from .first_layer import adapt_first_layer
 
 # 16 frames, every fourth of 30 a second.
 MVIT_SPEC = InputSpec(frames=16, fps=7.5, resize_side=256, crop=224, mean=(0.45,) * 3, std=(0.225,) * 3)
 
+# Every third.
+SPEC_32X3 = replace(MVIT_SPEC, frames=32, fps=10.0)
+SPEC_40X3 = replace(SPEC_32X3, frames=40, resize_side=356, crop=312, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
 PUBLISHED = "torchvision ('pretrained'), SlowFast"
+FROM_SLOWFAST = "SlowFast"
 FROM_V1 = "torchvision ('pretrained'), SlowFast, pytorchvideo (16x4, 32x3)"
 
-# Of the 16 blocks, those whose queries are pooled by 2 x 2; widths and heads; pooling of keys and values over space.
-_POOLED = (1, 3, 14)
-_WIDTHS = (96, 192, 192, *[384] * 11, 768, 768)
-_HEADS = (1, 2, 2, *[4] * 11, 8, 8)
-_KEY_STRIDES = (8, 4, 4, *[2] * 11, 1, 1)
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large a network is.
+
+    depth: blocks.
+    pooled: those whose queries are pooled by 2 x 2; there width and heads double, and the pooling of keys and values
+        over space, 8 x 8 in the first block, halves.
+    """
+
+    depth: int = 16
+    pooled: tuple[int, ...] = (1, 3, 14)
+    width: int = 96
+    heads: int = 1
+
+    def doublings(self, block: int) -> int:
+        return sum(block >= each for each in self.pooled)
+
+    def width_of(self, block: int) -> int:
+        return self.width * 2 ** self.doublings(min(max(block, 0), self.depth - 1))
+
+
+SMALL = Scale()
+BASE = Scale(depth=24, pooled=(2, 5, 21))
+LARGE = Scale(depth=48, pooled=(2, 8, 44), width=144, heads=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +80,22 @@ class Version:
     residual_pool: bool
     relative: bool
 
-    def blocks(self, *, pool_last_keys: bool = True) -> list[MSBlockConfig]:
+    def blocks(self, scale: Scale = SMALL, *, pool_last_keys: bool = True) -> list[MSBlockConfig]:
         found = []
-        for k, width in enumerate(_WIDTHS):
-            pooled_keys = pool_last_keys or _KEY_STRIDES[k] > 1
-            pooled = k in _POOLED
+        for k in range(scale.depth):
+            width, key_stride = scale.width_of(k), 8 >> scale.doublings(k)
+            pooled_keys = pool_last_keys or key_stride > 1
+            pooled = k in scale.pooled
             queries = pooled or self.pool_all_queries
             found.append(
                 MSBlockConfig(
-                    num_heads=_HEADS[k],
-                    input_channels=_WIDTHS[max(k - 1, 0)] if self.widen_in_attention else width,
-                    output_channels=width if self.widen_in_attention else _WIDTHS[min(k + 1, len(_WIDTHS) - 1)],
+                    num_heads=scale.heads << scale.doublings(k),
+                    input_channels=scale.width_of(k - 1) if self.widen_in_attention else width,
+                    output_channels=width if self.widen_in_attention else scale.width_of(k + 1),
                     kernel_q=[3, 3, 3] if queries else [],
                     kernel_kv=[3, 3, 3] if pooled_keys else [],
                     stride_q=[1, 2, 2] if pooled else [1, 1, 1] if queries else [],
-                    stride_kv=[1, _KEY_STRIDES[k], _KEY_STRIDES[k]] if pooled_keys else [],
+                    stride_kv=[1, key_stride, key_stride] if pooled_keys else [],
                 )
             )
         return found
@@ -104,8 +130,9 @@ def _from_slowfast(state: Mapping[str, Tensor], *, pool_last_keys: bool) -> dict
     """Of SlowFast and pytorchvideo, which call all but the outermost layers alike. Separate q, k and v are one matrix
     here; tables of positions lose their first dimension, which is 1.
     """
-    pooled = "blocks.15.attn.pool_k.weight" in state
-    if pooled != pool_last_keys and "blocks.15.attn.proj.weight" in state:
+    last = max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=0)
+    pooled = f"blocks.{last}.attn.pool_k.weight" in state
+    if pooled != pool_last_keys and f"blocks.{last}.attn.proj.weight" in state:
         raise ValueError(
             f"the last blocks of these weights {'do' if pooled else 'do not'} pool their keys; "
             f"build the backbone with pool_last_keys={pooled}"
@@ -143,7 +170,7 @@ PYTORCHVIDEO = published(
 
 
 class MViT(Backbone):
-    """Clips (B, C, T, H, W) of one size -> maps (B, 768, T / 2, H / 32, W / 32), the patch tokens after the last norm.
+    """Clips (B, C, T, H, W) of one size -> maps (B, D, T / 2, H / 32, W / 32), the patch tokens after the last norm.
 
     dropout: before the classifier, in training.
     """
@@ -167,7 +194,7 @@ class MViT(Backbone):
         adapt_first_layer(network, spec.channels)
         self.conv_proj, self.pos_encoding = network.conv_proj, network.pos_encoding
         self.blocks, self.norm = network.blocks, network.norm
-        self.feature_dim = _WIDTHS[-1]
+        self.feature_dim = len(network.norm.get_parameter("weight"))
         channels_last(self)
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
@@ -235,22 +262,22 @@ class MViT(Backbone):
 
 def _build(
     version: Version,
-    best: WeightsEnum,
+    scale: Scale,
+    best: WeightsEnum | None,
     stream: Stream,
     num_classes: int,
     weights: str | Path | None,
-    frames: int,
-    crop: int,
+    spec: InputSpec,
     stochastic_depth: float,
     pool_last_keys: bool = True,
 ) -> MViT:
-    if crop % 32 or frames % 2:
-        raise ValueError(f"frames is {frames} and crop {crop}; they are a multiple of 2 and one of 32")
+    if spec.crop % 8 or spec.frames % 2:
+        raise ValueError(f"frames is {spec.frames} and crop {spec.crop}; they are a multiple of 2 and one of 8")
     convert = partial(_from_slowfast, pool_last_keys=pool_last_keys)
     network = Network(
-        spatial_size=(crop, crop),
-        temporal_size=frames,
-        block_setting=version.blocks(pool_last_keys=pool_last_keys),
+        spatial_size=(spec.crop, spec.crop),
+        temporal_size=spec.frames,
+        block_setting=version.blocks(scale, pool_last_keys=pool_last_keys),
         residual_pool=version.residual_pool,
         residual_with_cls_embed=False,
         rel_pos_embed=version.relative,
@@ -260,10 +287,12 @@ def _build(
     )
     backbone = MViT(
         network,
-        spec=stream_spec(sized(MVIT_SPEC, frames, crop), stream),
+        spec=stream_spec(spec, stream),
         layouts=(TORCHVISION, replace(SLOWFAST, convert=convert), replace(PYTORCHVIDEO, convert=convert)),
         num_classes=num_classes,
     )
+    if best is None:
+        return load_weights(backbone, weights, num_classes=num_classes)
     return load_torchvision(backbone, weights, best, num_classes=num_classes, layout=TORCHVISION)
 
 
@@ -278,12 +307,28 @@ def mvit_v1_b(
     stochastic_depth: float = 0.2,
     pool_last_keys: bool = True,
 ) -> MViT:
-    """MViT-B 16x4 (32x3: frames=32). weights "pretrained": torchvision's, Kinetics-400, for 16 frames of 224 pixels.
+    """MViT-B 16x4. weights "pretrained": torchvision's, Kinetics-400, for 16 frames of 224 pixels.
 
-    pool_last_keys: False for SlowFast's published file, see above.
+    frames: 32 for pytorchvideo's 32x3. pool_last_keys: False for SlowFast's published file, see above.
     """
-    best = tv.MViT_V1_B_Weights.DEFAULT
-    return _build(V1, best, stream, num_classes, weights, frames, crop, stochastic_depth, pool_last_keys)
+    spec, best = sized(MVIT_SPEC, frames, crop), tv.MViT_V1_B_Weights.DEFAULT
+    return _build(V1, SMALL, best, stream, num_classes, weights, spec, stochastic_depth, pool_last_keys)
+
+
+@register("mvit_v1_b_32x3", paper="Fan et al., ICCV 2021", streams=STREAMS, weights_from=FROM_SLOWFAST)
+def mvit_v1_b_32x3(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 32,
+    crop: int = 224,
+    stochastic_depth: float = 0.3,
+    pool_last_keys: bool = True,
+) -> MViT:
+    """MViT-B-24 32x3, of 24 blocks (SlowFast's MVIT_B_32x3_CONV). pool_last_keys: see mvit_v1_b."""
+    spec = sized(SPEC_32X3, frames, crop)
+    return _build(V1, BASE, None, stream, num_classes, weights, spec, stochastic_depth, pool_last_keys)
 
 
 @register("mvit_v2_s", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from=PUBLISHED)
@@ -297,5 +342,35 @@ def mvit_v2_s(
     stochastic_depth: float = 0.2,
 ) -> MViT:
     """MViTv2-S 16x4: positions relative to each other. weights "pretrained": as mvit_v1_b."""
-    best = tv.MViT_V2_S_Weights.DEFAULT
-    return _build(V2, best, stream, num_classes, weights, frames, crop, stochastic_depth)
+    spec, best = sized(MVIT_SPEC, frames, crop), tv.MViT_V2_S_Weights.DEFAULT
+    return _build(V2, SMALL, best, stream, num_classes, weights, spec, stochastic_depth)
+
+
+@register("mvit_v2_b", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from=FROM_SLOWFAST)
+def mvit_v2_b(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 32,
+    crop: int = 224,
+    stochastic_depth: float = 0.3,
+) -> MViT:
+    """MViTv2-B 32x3, of 24 blocks."""
+    spec = sized(SPEC_32X3, frames, crop)
+    return _build(V2, BASE, None, stream, num_classes, weights, spec, stochastic_depth)
+
+
+@register("mvit_v2_l", paper="Li et al., CVPR 2022", streams=STREAMS, weights_from=FROM_SLOWFAST)
+def mvit_v2_l(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 40,
+    crop: int = 312,
+    stochastic_depth: float = 0.75,
+) -> MViT:
+    """MViTv2-L 40x3, of 48 blocks, maps of 1152 channels."""
+    spec = sized(SPEC_40X3, frames, crop)
+    return _build(V2, LARGE, None, stream, num_classes, weights, spec, stochastic_depth)

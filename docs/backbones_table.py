@@ -82,7 +82,8 @@ What names of the zoos need to be told:
 | pytorchvideo's SLOWFAST_8x8_R50_DETECTION | `slowfast_r50` with `detection=True` |
 | C2D_NOPOOL_8x8_R50.pkl | `c2d_r50` with `temporal_pool=False` |
 | MViT-B 16x4 of SlowFast's list | `mvit_v1_b` with `pool_last_keys=False` |
-| MViT-B 32x3 of pytorchvideo | `mvit_v1_b` with `frames=32` |
+| MViT-B 32x3 of pytorchvideo (16 blocks) | `mvit_v1_b` with `frames=32` |
+| MVIT_B_32x3_CONV of SlowFast (24 blocks) | `mvit_v1_b_32x3` |
 | GSF, TSM, TRN with other options | the error of loading says which |
 
 A classifier of several tasks (EPIC-KITCHENS' C1 networks: 97 verbs, then 300 nouns) has a softmax for each. Where

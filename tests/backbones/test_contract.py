@@ -45,6 +45,7 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
 NAMES: dict[str, dict[str, object]] = {name: {} for name in list_backbones() if ":" not in name} | LIBRARY_NETWORKS
 # Networks of one size of clip, made small.
 NAMES |= {"c3d": {"crop": 32}, "mvit_v1_b": {"frames": 4, "crop": 64}, "mvit_v2_s": {"frames": 4, "crop": 64}}
+NAMES |= {name: {"frames": 4, "crop": 64} for name in ("mvit_v1_b_32x3", "mvit_v2_b", "mvit_v2_l")}
 # Variants of other names in numbers only: written and read by the same code, only slowly.
 VARIANTS = ("omnivore_swin_b", "omnivore_swin_b_epic", "omnivore_swin_l", "omnivore_swin_s", "swin3d_b", "swin3d_s")
 VARIANTS += ("i3d_r50_c2_32x2", "i3d_r50_c2_nln_32x2", "i3d_r50_c2_nln")
@@ -52,6 +53,9 @@ VARIANTS += (
     "csn_r152",
     "mc3_18",
     "mvit_v1_b",
+    "mvit_v1_b_32x3",
+    "mvit_v2_b",
+    "mvit_v2_l",
     "p3d131",
     "p3d199",
     "r2plus1d_18",

@@ -379,6 +379,14 @@ ROWS = {
         layout=FAIR, backbone="mvit_v2_s", options=SMALL_MVIT, names=of_ours("mvit_v2_s", mvit_name, 174, **SMALL_MVIT),
         sees=GREY, classes=174, wrap=SLOWFAST,
     ),
+    "slowfast mvit v1 32x3": Published(
+        layout=FAIR, backbone="mvit_v1_b_32x3", options=SMALL_MVIT, sees=GREY, classes=400, wrap=SLOWFAST,
+        names=of_ours("mvit_v1_b_32x3", mvit_name, 400, **SMALL_MVIT),
+    ),
+    "slowfast mvit v2 l": Published(
+        layout=FAIR, backbone="mvit_v2_l", options=SMALL_MVIT, names=of_ours("mvit_v2_l", mvit_name, 400, **SMALL_MVIT),
+        sees=IMAGENET, classes=400, wrap=SLOWFAST,
+    ),
     "caffe2 i3d": Published(
         layout=C2, backbone="i3d_r50_c2_nln", names=i3d_resnet("caffe2", "i3d_r50_c2_nln"), sees=GREY,
         classes=400, wrap=None,
