@@ -47,7 +47,8 @@ class Report:
     def rates(self) -> str:
         seconds = max(self.seconds, 1e-9)
         decoded = self.video_seconds + sum(done for done, _ in self.underway.values())
-        return f"{decoded / seconds:.1f} s of video/s, {self.frames / seconds:.0f} frames/s"
+        frames = f", {self.frames / seconds:.0f} frames/s" if self.frames else ""  # sound has none; counted at the end
+        return f"{decoded / seconds:.1f} s of video/s{frames}"
 
     def step(self) -> None:
         """One more video is dealt with, or one is further than it was."""

@@ -40,7 +40,7 @@ def test_the_log_counts_what_is_under_way(monkeypatch: pytest.MonkeyPatch, capsy
     report = Report(2)
     report._began -= 100.0
     report.step()
-    assert capsys.readouterr().err == "0 of 2 videos, 0.0 s of video/s, 0 frames/s\n"
+    assert capsys.readouterr().err == "0 of 2 videos, 0.0 s of video/s\n"
     report.underway["a"] = 50.0, 0.5
     report.step()
-    assert capsys.readouterr().err == "0.5 of 2 videos, 0.5 s of video/s, 0 frames/s, about 0:05:00 left\n"
+    assert capsys.readouterr().err == "0.5 of 2 videos, 0.5 s of video/s, about 0:05:00 left\n"
