@@ -85,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     names = list_backbones(args.pattern)
     if not names:
-        raise ValueError(f"no backbone matches {args.pattern!r}; there are {', '.join(list_backbones())}")
+        near = list_backbones(f"{args.pattern}*")
+        hint = f"'{args.pattern}*' does: {', '.join(near)}" if near else f"there are {', '.join(list_backbones())}"
+        raise ValueError(f"no backbone matches {args.pattern!r}; {hint}")
     build = args.flops or ":" not in args.pattern or len(names) <= _MOST_BUILT
     columns = f"{{:{max(map(len, names))}}}  {{:>14}}  {{:>8}}  {{:>7}}  {{:>8}}  {{:>8}}  {{:27}}  {{}}"
     if not args.json:
