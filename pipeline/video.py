@@ -247,7 +247,7 @@ def scaled_size(width: int, height: int, short_side: SizeLike) -> tuple[int, int
     """(width, height) scaled so that the shorter side is `short_side`; the longer becomes the nearest even number.
 
     Even, as FFmpeg's `scale=-2:256` has it: 16:9 at 256 is 456x256, the size of EPIC-KITCHENS' frames. Video colours
-    are stored for pairs of pixels, and an odd width (455, torchvision's rounding) takes 60 % longer to scale.
+    are stored for pairs of pixels.
     """
     short_side = as_size(short_side).short_side
     if short_side is None or min(width, height) == short_side:
