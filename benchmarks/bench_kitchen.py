@@ -28,6 +28,7 @@ import kitchen_runs as runs
 from _common import machine
 from kitchen_facets import facet_scores
 from kitchen_frames import Memory, lend_stored, remember_samples, store_frames
+from kitchen_law import grammar_scores, pair_scores
 from kitchen_runs import Planned
 from kitchen_table import best_fusions, collect, read_results, write_table
 
@@ -81,11 +82,18 @@ def main() -> None:
             kept = work / "results" / f"facets-{stream}.json"
             if not kept.is_file():
                 keep(kept, {"group": "facets", "method": stream, "seconds": 0.0, "facets": facet_scores(work, stream)})
+        kept = work / "results" / "pairs-rgb.json"
+        if not kept.is_file():
+            keep(kept, {"group": "pairs", "method": "rgb", "seconds": 0.0, "pairs": pair_scores(work)})
+        kept = work / "results" / "grammar.json"
+        if not kept.is_file():
+            found = grammar_scores(work, runs.FUSED, runs.TAU_A, runs.TAU_O)
+            keep(kept, {"group": "grammar", "method": "all", "seconds": 0.0, "grammar": found})
     if "heads" in args.only:
         planned = runs.on_features(work, widths(work), args.seeds, tuple(args.tasks))
         for each in chosen(planned, args.methods):
             train(each, work, args.epochs)
-            if each.method == "MIMO":
+            if each.method == "MIMO" and each.group == "recognition":
                 reallocate(each, work)
     if "tune-compositional" in args.only:
         for planned in runs.tuning(work, split="compositional", streams=("rgb",)):

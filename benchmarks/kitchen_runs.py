@@ -60,11 +60,11 @@ HEADS = {**TUNING, "lr": 1e-3, "warmup_epochs": 1}
 TUNING_EPOCHS = {"rgb": 30, "flow": 16, "depth": 24, "ir": 16, "audio": 14}
 COMPOSITIONAL_EPOCHS = 20
 TUNING_AUGMENT = {"crop": "multi_scale", "scales": [1.0, 0.875], "flip": 0.5}
-HEAD_EPOCHS = {"recognition": 12, "anticipation": 16}
+HEAD_EPOCHS = {"recognition": 12, "anticipation": 12}
 
-# What comes next is a noisy label, of which heads learn too much by heart: averages and smoothing, and what was done
-# last to learn from, which is none.
-AHEAD: dict[str, dict[str, Any]] = {"optim": {"ema": 0.998, "label_smoothing": 0.1}, "loss": {"last_action": 1.0}}
+# What comes next is a label that is never certain: heads learn what was seen last, and a table what follows it.
+LAST: dict[str, Any] = {"loss": {"last_action": 1.0}}
+DIRECT = "MIF, progressive, direct"  # without
 
 WIDTH = 64  # of heads
 # method -> (head, its options)
@@ -75,6 +75,7 @@ FUSIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "MIF, progressive": ("mif_progressive", {"width": WIDTH, "heads": 4}),
     "MIMO without allocation": ("query", {"width": WIDTH, "heads": 4}),
     "MIMO": ("mimo", {"width": WIDTH, "heads": 4, "allocation_weight": 0.1}),
+    "MIMO, encoder block": ("mimo", {"width": WIDTH, "heads": 4, "allocation_weight": 0.1, "block": "encoder"}),
     "M-Mixer": ("mmixer", {"width": WIDTH}),
 }
 # What a single stream gets: its backbone's own linear classifier, or where order matters MIF's encoder and classifier.
@@ -162,8 +163,11 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
         methods = {method: (*head, FUSED) for method, head in FUSIONS.items() if set(FUSED) <= set(widths)} | {
             stream: (*ALONE[task], (stream,)) for stream in widths
         }
+        if task == "anticipation" and "MIF, progressive" in methods:
+            methods[DIRECT] = methods["MIF, progressive"]
         for seed in range(seeds):
             for method, (head, options, streams) in methods.items():
+                ahead = task == "anticipation" and method != DIRECT
                 yield Planned(
                     f"{task}-{slug(method)}-{seed}",
                     task,
@@ -183,9 +187,9 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
                             }
                             for stream in streams
                         },
-                        "head": {"name": head, "options": options},
-                        "optim": HEADS | (AHEAD["optim"] if task == "anticipation" else {}),
-                        **({"loss": AHEAD["loss"]} if task == "anticipation" else {}),
+                        "head": {"name": head, "options": options, **({"transition": True} if ahead else {})},
+                        "optim": HEADS,
+                        **(LAST if ahead else {}),
                         "run": {
                             "epochs": HEAD_EPOCHS[task],
                             "seed": seed,
