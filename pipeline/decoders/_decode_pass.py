@@ -42,6 +42,10 @@ class _Damaged(Exception):
     """Met by a pass that was not careful: what follows must be decoded otherwise."""
 
 
+class _Gradual(_Damaged):
+    """A key frame is where pictures begin to be whole, row by row (intra refresh), not one that is whole."""
+
+
 class DecodePass:
     """A container, its decoder, and what is known of the packets between them. All times in ticks."""
 
@@ -89,6 +93,7 @@ class DecodePass:
         self._count = 0
         self._offset = 0
         self._trusted_from = -np.inf
+        self._due: int | None = None  # the key frame that was jumped to
         self._at_end = False  # all packets are read
         self._drained = False  # the decoder was emptied; it must be reset before it takes more
         self._skipping = False
@@ -112,9 +117,9 @@ class DecodePass:
         try:
             self._go_to(limit)
             return self._find(limit, following)
-        except _Damaged:
-            self._begin_carefully(limit)
-            return self._find(limit, following)
+        except _Damaged as damage:
+            self._begin_again(damage, limit)
+            return self.on_screen(limit, following)
 
     def frames_from(self, limit: float) -> Iterator[Shown]:
         """The frame on screen at `limit` and all after it, each once."""
@@ -126,8 +131,8 @@ class DecodePass:
                         given = shown[0]
                         yield shown
                 return
-            except _Damaged:
-                self._begin_carefully(max(limit, given))
+            except _Damaged as damage:
+                self._begin_again(damage, max(limit, given))
 
     def _find(self, limit: float, following: float | None, *, linear: bool = False) -> Shown | None:
         """`on_screen` from here on. linear: without emptying the decoder before the end, so that nothing is missed."""
@@ -210,8 +215,11 @@ class DecodePass:
         else:
             self._reopen()
 
-    def _begin_carefully(self, limit: float) -> None:
-        self._careful = True
+    def _begin_again(self, damage: _Damaged, limit: float) -> None:
+        if isinstance(damage, _Gradual):
+            self._shown_keys = self._shown_keys[:1]  # no other is believed
+        else:
+            self._careful = True
         self._reopen()
         if self._exact:
             self._go_back(limit)
@@ -249,6 +257,7 @@ class DecodePass:
             # Pictures shown before the key frame may lean on ones from before it, which were not decoded.
             self._trusted_from = packet.pts
             self._jumped = True
+            self._due = None if packet.is_discard or self._careful else packet.pts
 
     def _find_key(self, k: int) -> Packet | None:
         """The packet of key frame k, with the container behind it."""
@@ -392,6 +401,9 @@ class DecodePass:
             pts = 0 if last is None else last - self._offset + max(1, round(self._step))
         if pts < self._trusted_from:
             return None
+        due, self._due = self._due, None
+        if due is not None and pts != due:  # the decoder held it back, and may give others too early
+            raise _Gradual
         pts += self._offset
         if last is not None and pts <= last:
             if last - pts < 0.5 / float(self.layout.time_base):

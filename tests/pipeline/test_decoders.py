@@ -221,7 +221,17 @@ def _av1(folder: Path) -> Path:
     return videos.write_counting_video(folder / "av1.webm", 80, codec="libsvtav1", gop=16, codec_options=options)
 
 
+def _refreshed_bit_by_bit(folder: Path) -> Path:
+    """One whole key frame; those after it are marks at which a refresh of the picture begins."""
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 48, 64, 3), np.uint8)
+    return videos.write_counting_video(
+        folder / "refresh.mp4", 100, codec_options={"x264-params": "intra-refresh=1:keyint=16", "crf": "40"},
+        pictures=lambda number: pictures[number // 18],
+    )  # fmt: skip
+
+
 ANY_WAY = {
+    "refreshed bit by bit": _refreshed_bit_by_bit,
     "cut out of open groups": _cut_out_of_open_groups,
     "av1": _av1,
     "starts at 5 s": lambda folder: videos.make("start_mp4", folder).path,
