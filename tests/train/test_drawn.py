@@ -1,10 +1,13 @@
 """Anticipation that is trained from several distances, and told what was seen last: draws, labels, losses, runs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from toy_training import toy_recipe, write_toy
 
+from actionfuse.cli import main
 from actionfuse.fusion import Output
 from actionfuse.pipeline import Anticipation
 from actionfuse.pipeline.samples import IGNORED
@@ -107,7 +110,7 @@ def test_what_was_seen_last_is_part_of_the_loss():
 def test_a_run_learns_what_was_seen_last_and_does_not_tell_it(root, tmp_path, head):
     options = {"concat": {}, "mimo": {"width": 16, "heads": 2}}.get(head, {"width": 16, "heads": 2})
     recipe = toy_recipe(
-        root, **ASKED, head={"name": head, "options": options}, loss={"last_action": 1.0}, run__epochs=6
+        root, **ASKED, head={"name": head, "options": options}, loss={"last_action": 1.0}, run__epochs=4
     )
     trainer = Trainer(recipe, tmp_path / "run", quiet=True)
     assert isinstance(trainer.train_set, DrawnTasks)
@@ -151,7 +154,7 @@ def test_transitions_are_the_sum_over_what_was_last():
 def test_a_run_leads_on_from_what_was_seen_last(root, tmp_path, head):
     recipe = toy_recipe(
         root, **ASKED, head={"name": head, "options": {"width": 16, "heads": 2}, "transition": True},
-        loss={"last_action": 1.0}, run__epochs=6,
+        loss={"last_action": 1.0}, run__epochs=4,
     )  # fmt: skip
     trainer = Trainer(recipe, tmp_path / "run", quiet=True)
     assert set(trainer.model.head.classes) == set(trainer.classes)
@@ -167,6 +170,11 @@ def test_a_run_leads_on_from_what_was_seen_last(root, tmp_path, head):
         torch.testing.assert_close(told.logits[task], model.transition.following(task, logits))
         torch.testing.assert_close(told.logits[task].exp().sum(1), torch.ones(2))
         assert model.transition.table[task].abs().max() > 0
+    told = tmp_path / "told.json"
+    # 1: of the first segment of each video nothing can be seen
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(told), "--quiet"]) == 1
+    best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())["results"]
+    assert json.loads(told.read_text())["results"] == best
 
 
 def test_a_transition_needs_what_was_last(root, tmp_path):
