@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from actionfuse.backbones import create_backbone
+from actionfuse.backbones._conv_norm import conv_norm
 from actionfuse.backbones._convolution import _ONEDNN, convolve, use_onednn
 
 
@@ -68,6 +69,20 @@ def test_no_layer_of_a_single_clip_goes_through_im2col(name, frames, size):
     operators = {event.key for event in seen.key_averages()}
     assert "aten::mkldnn_convolution" in operators
     assert not [name for name in operators if "slow_conv" in name or "thnn" in name]
+
+
+@pytest.mark.parametrize(("size", "inside"), [(2, False), (4, True), (12, True)])
+def test_norms_go_into_the_convolution_by_the_size_of_a_map_alone(size, inside):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv3d(16, 8, (1, 3, 3), padding=(0, 1, 1), bias=False), nn.BatchNorm3d(8).eval()
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    nn.init.normal_(norm.running_mean)
+    clips = torch.randn(40, 16, 2, size, size)
+    want, calls = norm(conv(clips)), []
+    norm.register_forward_hook(lambda *_: calls.append(1))
+    for each in (clips, clips[:1]):
+        torch.testing.assert_close(conv_norm(each, conv, norm), want[: len(each)], rtol=1e-5, atol=1e-5)
+    assert len(calls) == (0 if inside else 2)
 
 
 def test_whoever_counts_or_traces_sees_convolutions():
