@@ -47,7 +47,7 @@ from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gr
 from .step import Step
 from .stepwise import check_monitor, check_stepwise, told_tables
 from .testing import test_scores
-from .world import check_batch, check_world
+from .world import check_batch, check_sync_bn, check_world
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -106,6 +106,7 @@ class Trainer:
             self.accelerator.device,
         )
         self._share_batch()
+        check_sync_bn(run.sync_bn, self.world, self.device.type)
         self.train_split, self.test_split = load_split(recipe, recipe.data.train), load_split(recipe, recipe.data.test)
         self.classes = {task: len(names) for task, names in self.train_split.classes.items()}
         torch.manual_seed(run.seed)

@@ -292,7 +292,7 @@ def told_ahead(results: Sequence[Result]) -> str:
 
     waits = [row for row in results if row.metric == TIME_TO_ACTION]
     told = ", ".join(f"{row.name.partition('/')[0]} {row.value:.2f} s" for row in waits)
-    return f"mean time before the action from which on the 5 best hold it, {waits[0].at}: {told}" if waits else ""
+    return f"first among the 5 best so long before the action (mean, {waits[0].at}): {told}" if waits else ""
 
 
 def _percent(value: float) -> str:

@@ -268,6 +268,9 @@ class Run:
     precision: of autocast. save_minutes, save_steps: how often a checkpoint is written besides after each epoch.
     keep: checkpoints kept beside the best. monitor: metric that "best" means; higher is better.
     shard: weights, gradients and optimiser state are shared out over the processes (FSDP2) instead of copied (DDP).
+    compile: the step by torch.compile; its dropout draws others than without. Tried on CPUs, alone and in two processes
+        with copies and with shards; not on GPUs.
+    sync_bn: batch norms measure over all processes; on GPUs alone.
     test_every: epochs. trackers: Accelerate's ("tensorboard", "wandb", ...), beside metrics.jsonl, which is always
         written. They get the recipe as a text, losses and learning rate by step, and results of tests; TensorBoard's
         files lie in RUN/actionfuse.

@@ -64,3 +64,12 @@ def check_batch(batch: int, asked: int | tuple[int, int] | None) -> None:
                     f"optim.batch is {batch}, which {processes} processes cannot share evenly, and --processes "
                     f"{asked[0]}:{asked[1]} allows that many; take a batch that all of them divide"
                 )
+
+
+def check_sync_bn(sync_bn: bool, world: int, device_type: str) -> None:
+    """Raises ValueError where batch norms are to be measured over processes of a CPU, which torch cannot."""
+    if sync_bn and world > 1 and device_type == "cpu":
+        raise ValueError(
+            "run.sync_bn is true, but torch's synchronised batch norms run on GPUs alone: set run.sync_bn=false (each "
+            "process then measures its own share of a batch)"
+        )

@@ -21,7 +21,7 @@ from actionfuse.train.engine import NotFinite, Preempted, Trainer
 from actionfuse.train.log import read_metrics
 from actionfuse.train.model import load_model
 from actionfuse.train.recipe import dump_recipe
-from actionfuse.train.world import check_world
+from actionfuse.train.world import check_sync_bn, check_world
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +225,14 @@ def test_a_world_that_is_not_the_one_asked_for_is_refused(monkeypatch):
         check_world(1, None)
 
 
+def test_batch_norms_over_processes_need_gpus():
+    check_sync_bn(True, 1, "cpu")
+    check_sync_bn(True, 2, "cuda")
+    check_sync_bn(False, 2, "cpu")
+    with pytest.raises(ValueError, match="run on GPUs alone"):
+        check_sync_bn(True, 2, "cpu")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -256,12 +264,12 @@ def test_a_run_that_is_done_says_so(root, tmp_path, capsys):
 
 
 def test_compiled_steps_train_alike_and_go_on_to_the_same_bits(root, tmp_path, monkeypatch):
-    """All that torch.compile does but making machine code, which takes a minute."""
+    """Traced as torch.compile traces, but run by torch: to make machine code takes a minute."""
     compiled = []
 
     def compile_step(module):
         compiled.append(module)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_step)
     recipe = toy_recipe(root, run__epochs=2, run__compile=True)

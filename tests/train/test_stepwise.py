@@ -145,6 +145,6 @@ def test_people_get_the_moments_and_one_sentence(tested, capsys):
     shown = capsys.readouterr().out
     results = json.loads((tested / "r.json").read_text())["results"]
     wait = results["verb/top5_time_to_action@tau_a=1.5..0.25"]
-    assert f"tau_a=1.5..0.25: verb {wait:.2f} s, noun" in shown and "top5_time_to_action" not in shown
+    assert f"tau_a=1.5..0.25): verb {wait:.2f} s, noun" in shown and "top5_time_to_action" not in shown
     row = next(line.split() for line in shown.splitlines() if line.startswith("noun@tau_a=0.75"))
     assert row[1] == f"{100 * results['noun/top1_accuracy@tau_a=0.75']:.2f}"
