@@ -32,9 +32,11 @@ def convolve(
     stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
     floats = maps.dtype == weight.dtype == torch.float32
     if _ONEDNN and floats and maps.device.type == "cpu" and maps.ndim == weight.ndim:
-        # Spreading out a kernel of size 1 changes nothing, but it keeps torch's own choice, which the backward pass
-        # makes, from im2col for all but single small clips.
-        spread = tuple(2 if size == 1 else step for size, step in zip(weight.shape[2:], dilation, strict=True))
+        spread = dilation
+        if weight.shape[-2:] == (1, 1) and max(stride) == 1:
+            # Spreading out a kernel of size 1 changes nothing, but it keeps torch's own choice, which the backward pass
+            # makes, from im2col for all but single small clips. With a stride it makes that choice anyway.
+            spread = tuple(2 if size == 1 else step for size, step in zip(weight.shape[2:], dilation, strict=True))
         if not _watched(maps):
             return torch.mkldnn_convolution(maps, weight, bias, padding, stride, spread, groups)
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
