@@ -197,7 +197,7 @@ def bench_windows(folder: Path, repeats: int) -> None:
         "extract-windows",
         f"16-frame windows, stride 8, {WINDOWS_SECONDS:g} s of 1080p30, light model",
         f"{body}\n\nGoal: >= 3. The plain loop seeks to the key frame before a window and decodes to its end. The "
-        "project's reader also leaves out pictures that no other refers to. decord scales by another kernel than the network's.",
+        "project's reader also leaves out pictures that no other refers to. decord scales by another kernel.",
     )
 
 

@@ -46,7 +46,8 @@ def together(samples, empty=None):
 def loader_of(count=12, workers=1, method="fork", **options):
     collate = SharedCollate(together)
     loader = DataLoader(
-        Numbers(count, **options), batch_size=1, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0,
+        Numbers(count, **options), batch_size=1, num_workers=workers, collate_fn=collate,
+        persistent_workers=workers > 0,
         multiprocessing_context=method if workers else None,
     )  # fmt: skip
     collate.watch(loader)
