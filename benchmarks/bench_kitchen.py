@@ -46,6 +46,7 @@ STAGES = (
 )
 FOLDERS = {"depth": "depth", "ir": "ir"}  # of the kitchen, for streams that are not in videos/
 _MEMORY: Memory = {}  # samples of features
+_PLAIN: Memory = {}
 _COMMAND = [sys.executable, "-m", "actionfuse.cli"]
 
 
@@ -191,7 +192,8 @@ def train(planned: Planned, work: Path, epochs: int | None) -> bool:
             for stream in runs.decoded(content["streams"]):
                 lend_stored(dataset, work / "frames" / stream, stream, runs.FRAMES_FPS)
     else:
-        remember_samples(trainer.train_set, _MEMORY)
+        # samples of those who learn what was seen last hold labels of it
+        remember_samples(trainer.train_set, _MEMORY if recipe.loss.last_action else _PLAIN)
         for dataset in trainer.test_sets.values():
             remember_samples(dataset, _MEMORY)
     # A run that was done, but killed before its results were kept, tests nothing again.
