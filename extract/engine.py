@@ -30,7 +30,7 @@ from .decode import Outcome
 from .events import Failed, Finished, RowWriter, Sink, Skipped, Underway
 from .passes import MOST_TOGETHER, decode_passes
 from .plan import ClipPlan, Span, Task, cores
-from .runner import Batch, Runner, run_in_parts
+from .runner import Batch, Runner, clips_before, run_in_parts
 from .workers import Clips, Decoded, Lost, Opened, Pool, RowNote
 
 STOP_SECONDS = 10.0  # for what is being computed or written when a run is stopped
@@ -353,6 +353,9 @@ class Engine:
         boxes = present = None
         if plan.instances:
             boxes, present = _box_arrays(plan, filling.items, len(filling.clips))
+        if runner.shares_frames:
+            before = clips_before([(item.key, item.attempt, item.note.row) for item in filling.items])
+            return run_in_parts(runner, Batch(filling.clips[: len(filling.items)], before=before))
         real = np.array([item.note.real_entries for item in filling.items])
         real = np.pad(real, (0, len(filling.clips) - len(real)), mode="edge")
         return run_in_parts(runner, Batch(filling.clips, boxes, present, real))

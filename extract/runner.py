@@ -19,6 +19,7 @@ from .plan import ClipPlan
 
 Pool = Literal["clip", "space", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
+FRAMES_AT_ONCE = (16, 128)  # on a CPU, on a GPU: of frames that are computed once for all clips
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,14 +28,18 @@ class Batch:
     """Clips of one plan. clips (B, T, H, W, C); boxes (B, T, N, 4) and present (B, T, N) or None.
 
     real_entries: int (B,), how many of the T the video gave; the others repeat the last one. None: all.
+    before: int (B,), the place in the batch of the clip that comes before this one in its video, -1 where it is not
+        there. None: not known.
     """
 
     clips: np.ndarray
     boxes: np.ndarray | None = None
     present: np.ndarray | None = None
     real_entries: np.ndarray | None = None
+    before: np.ndarray | None = None
 
     def __getitem__(self, part: slice) -> Batch:
+        """Some of the clips; which comes before which is forgotten."""
         arrays = (self.clips, self.boxes, self.present, self.real_entries)
         return Batch(*(None if array is None else array[part] for array in arrays))  # pyright: ignore[reportArgumentType]
 
@@ -78,6 +83,9 @@ class Runner:
         if device.type == "cuda":
             self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
         self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
+        # Where windows overlap, each frame is computed once, if nothing but its mean over space is asked for.
+        looks_once = backbone.frame_by_frame and plan.stride < plan.entries and not plan.flow_on_device
+        self.shares_frames = looks_once and pool != "none" and layer is None and not top and not roi
         self._flow = flow
         # RAFT keeps a pyramid of correlations from call to call: one thread at a time.
         self._flow_lock = threading.Lock()
@@ -107,12 +115,13 @@ class Runner:
             # Its cache of converted weights is one for all threads: what one stream of a GPU converts, another would
             # use before it is there.
             autocast = torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
-        with torch.inference_mode():
-            pixels = self._flow_clips(batch) if self.plan.flow_on_device else batch.clips
-            clips = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-            with autocast:
-                normal = self.backbone.input_spec.normalise(clips)
-                rows = self._rows(normal, batch)
+        with torch.inference_mode(), autocast:
+            if self.shares_frames and batch.before is not None:
+                rows = {"features": self._frames_once(batch.clips, batch.before)}
+            else:
+                rows = self._rows(
+                    self._normal(self._flow_clips(batch) if self.plan.flow_on_device else batch.clips), batch
+                )
             return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
                     for name, value in rows.items()}  # fmt: skip
 
@@ -139,6 +148,29 @@ class Runner:
             rows["roi"], rows["present"] = _instances(maps, batch.boxes[:, frames], batch.present[:, frames])
         return rows
 
+    def _normal(self, pixels: np.ndarray) -> Tensor:
+        return self.backbone.input_spec.normalise(torch.from_numpy(pixels).to(self.device, non_blocking=True))
+
+    def _frames_once(self, clips: np.ndarray, before: np.ndarray) -> Tensor:
+        """Pooled features of clips that overlap, from features of their frames: what a clip shares with the one before
+        it is taken from there. Frames run in pieces of one size, so that what else is in the batch changes no bit.
+        """
+        entries, shared = clips.shape[1], clips.shape[1] - self.plan.stride
+        places = np.zeros(clips.shape[:2], np.int64)  # of each entry's frame among all
+        count, frames = 0, []
+        for row, last in enumerate(before):
+            known = shared if last >= 0 else 0
+            places[row, :known] = places[last, entries - known :]
+            places[row, known:] = count + np.arange(entries - known)
+            frames.append(clips[row, known:])
+            count += entries - known
+        piece = FRAMES_AT_ONCE[self.device.type != "cpu"]
+        frames += [frames[-1][-1:]] * (-count % piece)
+        pieces = np.concatenate(frames).reshape(-1, 1, piece, *clips.shape[2:])
+        found = torch.cat([pool_space(self.backbone(self._normal(each)).float())[0] for each in pieces])
+        features = found[torch.from_numpy(places).to(self.device)]
+        return features if self.pool == "space" else features.mean(1)
+
     def _remember(self, _module: nn.Module, _inputs: object, output: Any) -> None:
         self._seen.output = output
 
@@ -160,6 +192,16 @@ class Runner:
         flow = quantise(flow)
         stacks = [flow[:, k : k + self.plan.frames] for k in range(self.plan.flow_stack)]
         return np.concatenate(stacks, axis=-1)
+
+
+def clips_before(clips: list[tuple[str, int, int]]) -> np.ndarray:
+    """`Batch.before` of clips by (video, attempt, row), each after the one before it if that is there."""
+    places: dict[tuple[str, int, int], int] = {}
+    before = []
+    for place, (key, attempt, row) in enumerate(clips):
+        before.append(places.get((key, attempt, row - 1), -1))
+        places[key, attempt, row] = place
+    return np.array(before)
 
 
 def best_classes(backbone: Backbone, logits: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -357,8 +357,12 @@ def batch_clips(requested: int | None, runner: Runner) -> int:
         if requested < 1:
             raise ValueError(f"batch is {requested}; it must be at least 1 clip")
         return requested
-    frames = 256 if runner.device.type == "cuda" else 16
-    return max(1, frames // runner.plan.entries)
+    frames, plan = 256 if runner.device.type == "cuda" else 16, runner.plan
+    clips = max(1, frames // plan.entries)
+    if runner.shares_frames and runner.device.type != "cuda":
+        # Clips of one batch share frames: about 64 of them that are not shared, in clips that are not many bytes.
+        clips = max(clips, min(16, 1 + (64 - plan.entries) // plan.stride))
+    return clips
 
 
 def split_by_size(sizes: Sequence[int], shares: int) -> list[list[int]]:
