@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 LIGHT = ["--backbone", "tsn:tf_efficientnet_lite0", "--weights", "bundled"]
 # 8 frames of 15 a second, one clip every 17 s: a heavy model that an hour of CPU is not needed for
 HEAVY = ["--backbone", "swin3d_t", "--weights", "random", "--clip-frames", "8", "--clip-stride", "256"]
-WINDOWS_SECONDS = 20.0
+WINDOWS_SECONDS = 30.0
 
 
 def extract(paths: Path | list[Path], out: Path, *options: object) -> Cost:
