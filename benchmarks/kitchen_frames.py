@@ -92,15 +92,15 @@ def remember_samples(dataset: SegmentDataset, memory: Memory) -> None:
     drawing = dataset if isinstance(dataset, DrawnTasks) else None
     names, read = tuple(spec.name for spec in dataset.streams), dataset.sample
 
-    def sample(segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        task = drawing.drawn(epoch, index) if drawing else dataset.task
+    def sample(segment: Segment, epoch: int = 0, index: int = 0, task: Task | None = None) -> Sample:
+        task = task or (drawing.drawn(epoch, index) if drawing else dataset.task)
         return replace(find(segment, task), index=index, epoch=epoch)
 
     def find(segment: Segment, task: Task) -> Sample:
         key = (f"{task} {dataset.sampling}", segment.id)
         known = memory.get((*key, *names)) or memory.get(key)
         if known is None or not (known.error or known.streams.keys() >= set(names)):
-            known = drawing.sample_of(task, segment) if drawing else read(segment)
+            known = read(segment, task=task)
             # What some streams cannot show, others may.
             memory[(*key, *names) if known.error else key] = known
         if known.error:

@@ -355,7 +355,7 @@ class Engine:
             boxes, present = _box_arrays(plan, filling.items, len(filling.clips))
         if runner.shares_frames:
             before = clips_before([(item.key, item.attempt, item.note.row) for item in filling.items])
-            return run_in_parts(runner, Batch(filling.clips[: len(filling.items)], before=before))
+            return run_in_parts(runner, Batch(filling.clips, before=before))
         real = np.array([item.note.real_entries for item in filling.items])
         real = np.pad(real, (0, len(filling.clips) - len(real)), mode="edge")
         return run_in_parts(runner, Batch(filling.clips, boxes, present, real))

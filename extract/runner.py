@@ -19,7 +19,7 @@ from .plan import ClipPlan
 
 Pool = Literal["clip", "space", "none"]
 Precision = Literal["fp32", "bf16", "fp16"]
-FRAMES_AT_ONCE = (16, 128)  # on a CPU, on a GPU: of frames that are computed once for all clips
+FRAMES_AT_ONCE = (16, 128)  # at most, on a CPU and on a GPU, of frames that are computed once for all clips
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,8 +28,8 @@ class Batch:
     """Clips of one plan. clips (B, T, H, W, C); boxes (B, T, N, 4) and present (B, T, N) or None.
 
     real_entries: int (B,), how many of the T the video gave; the others repeat the last one. None: all.
-    before: int (B,), the place in the batch of the clip that comes before this one in its video, -1 where it is not
-        there. None: not known.
+    before: int, the place in the batch of the clip that comes before each in its video, -1 where it is not there; clips
+        behind those that it names fill the batch up and are of no interest. None: not known.
     """
 
     clips: np.ndarray
@@ -119,9 +119,8 @@ class Runner:
             if self.shares_frames and batch.before is not None:
                 rows = {"features": self._frames_once(batch.clips, batch.before)}
             else:
-                rows = self._rows(
-                    self._normal(self._flow_clips(batch) if self.plan.flow_on_device else batch.clips), batch
-                )
+                pixels = self._flow_clips(batch) if self.plan.flow_on_device else batch.clips
+                rows = self._rows(self._normal(pixels), batch)
             return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
                     for name, value in rows.items()}  # fmt: skip
 
@@ -153,10 +152,12 @@ class Runner:
 
     def _frames_once(self, clips: np.ndarray, before: np.ndarray) -> Tensor:
         """Pooled features of clips that overlap, from features of their frames: what a clip shares with the one before
-        it is taken from there. Frames run in pieces of one size, so that what else is in the batch changes no bit.
+        it is taken from there. Frames run in pieces of one size, so that what else is in the batch changes no bit; it
+        is no larger than the batch, whose size is chosen by what memory holds.
         """
         entries, shared = clips.shape[1], clips.shape[1] - self.plan.stride
-        places = np.zeros(clips.shape[:2], np.int64)  # of each entry's frame among all
+        piece = min(FRAMES_AT_ONCE[self.device.type != "cpu"], len(clips) * entries)
+        places = np.zeros((len(before), entries), np.int64)  # of each entry's frame among all
         count, frames = 0, []
         for row, last in enumerate(before):
             known = shared if last >= 0 else 0
@@ -164,7 +165,6 @@ class Runner:
             places[row, known:] = count + np.arange(entries - known)
             frames.append(clips[row, known:])
             count += entries - known
-        piece = FRAMES_AT_ONCE[self.device.type != "cpu"]
         frames += [frames[-1][-1:]] * (-count % piece)
         pieces = np.concatenate(frames).reshape(-1, 1, piece, *clips.shape[2:])
         found = torch.cat([pool_space(self.backbone(self._normal(each)).float())[0] for each in pieces])

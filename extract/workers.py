@@ -19,7 +19,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
+
+from actionfuse._memory import anonymous_file
 
 from ..pipeline.guard import beats_to
 from ..pipeline.types import BoxTracks
@@ -258,7 +259,7 @@ class _Started:
 
 def _spawn() -> _Started:
     parent, child = Pipe(duplex=True)
-    shared = _anonymous_file()
+    shared = anonymous_file()
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     # One thread per process in every library that would otherwise start one per core.
     environment.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -438,14 +439,3 @@ def _death(process: subprocess.Popen) -> str:
     if code < 0:
         return f"the decode process died of {signal.Signals(-code).name}"
     return f"the decode process ended with code {code}"
-
-
-def _anonymous_file() -> int:
-    """A file descriptor of shared memory without a name: nothing is left behind, however the processes end.
-
-    On Linux it is not limited by the size of /dev/shm, which containers often set to 64 MB.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("actionfuse", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

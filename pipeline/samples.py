@@ -212,22 +212,25 @@ class SegmentDataset(TorchDataset):
         epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
         return self.sample(self.dataset.segments[index], epoch, index % len(self))
 
-    def sample(self, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        """The sample of any segment of the dataset's videos, drawn as (epoch, index)."""
+    def sample(self, segment: Segment, epoch: int = 0, index: int = 0, task: Task | None = None) -> Sample:
+        """The sample of any segment of the dataset's videos, drawn as (epoch, index).
+
+        task: what is observed, in place of the dataset's.
+        """
         try:
-            sample = self._read(segment, epoch, index)
+            sample = self._read(segment, epoch, index, task or self.task)
             return sample if self.transform is None else self.transform(sample)
         except (VideoError, OSError, NotObserved) as error:
             return Sample(segment.id, index, epoch, error=str(error) or type(error).__name__)
 
     # --- one sample
 
-    def _read(self, segment: Segment, epoch: int, index: int) -> Sample:
+    def _read(self, segment: Segment, epoch: int, index: int, task: Task) -> Sample:
         of_part = partial(draw, self.seed, epoch, index)
         stop = segment.stop_seconds if math.isfinite(segment.stop_seconds) else self._end(segment)
         if not stop > segment.start_seconds:
             raise NotObserved(f"the segment starts at {segment.start_seconds} s, but its video ends at {stop:.3f} s")
-        observation = self.task.observe(segment.start_seconds, stop)
+        observation = task.observe(segment.start_seconds, stop)
         pixels = self._pixels.read(segment, observation, of_part)
         entries = pixels.entries | {
             spec.name: self._stored(segment, spec, observation, of_part) for spec in self._features
@@ -328,7 +331,7 @@ def _label_kinds(dataset: Dataset, classes: Mapping[str, int]) -> dict[str, int 
 # --- batches
 
 
-def collate(samples: Sequence[Sample], empty: Callable[..., Tensor] | None = None) -> dict[str, Any]:
+def collate(samples: Sequence[Sample], empty: Callable[..., Tensor] = torch.empty) -> dict[str, Any]:
     """Samples as one batch of those that could be read.
 
     streams (B, [views,] T, ...), masks (B, [views,] T), seconds, boxes {boxes, present, categories} and labels by task,
@@ -338,9 +341,8 @@ def collate(samples: Sequence[Sample], empty: Callable[..., Tensor] | None = Non
     broken: what could not be read, and damaged: what was read
     with blemishes, each a list of {id, index, reason}. Where nothing could be read B is 0 and streams are empty.
 
-    empty: makes the tensors that samples are copied to, by (shape, dtype); None: torch.empty.
+    empty: makes the tensors that samples are copied to, by (shape, dtype=).
     """
-    empty = empty or _empty
     whole = [sample for sample in samples if not sample.error]
     batch: dict[str, Any] = {
         name: {
@@ -376,10 +378,6 @@ def _batched(tensors: list[Tensor], empty: Callable[..., Tensor], padding: int =
     for row, tensor in zip(batch, tensors, strict=True):
         row[tuple(map(slice, tensor.shape))] = tensor
     return batch
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
 
 
 class _LeaveToParent:

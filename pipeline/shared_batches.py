@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 import weakref
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
@@ -22,6 +21,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 from torch import Tensor
+
+from actionfuse._memory import anonymous_file
 
 # Below this a tensor travels by value: labels that somebody collects must not keep the memory of pictures.
 MIN_BYTES = 1 << 16
@@ -34,7 +35,7 @@ _mapped: dict[str, dict[tuple[int, int], mmap.mmap]] = {}
 
 
 def shared_memory_available() -> bool:
-    return sys.platform.startswith("linux") and hasattr(os, "memfd_create")
+    return hasattr(os, "memfd_create")
 
 
 class Block:
@@ -42,7 +43,7 @@ class Block:
 
     def __init__(self, number: int, size: int) -> None:
         self.number, self.size = number, size
-        self.fd = os.memfd_create("actionfuse-batch")
+        self.fd = anonymous_file()
         os.ftruncate(self.fd, _HEADER + size)
         self.memory = mmap.mmap(self.fd, _HEADER + size)
         self.sent = False
@@ -96,8 +97,7 @@ class SharedCollate:
 
     def __init__(self, collate: Callable[..., dict[str, Any]]) -> None:
         self.collate, self.loader = collate, uuid4().hex
-        self._blocks: Blocks | None = None
-        self._owner = 0
+        self._blocks: Blocks | None = None  # a worker's
 
     def watch(self, loader: object) -> None:
         """Forget what is mapped when this DataLoader is gone; tensors that live on keep their own memory."""
@@ -106,22 +106,20 @@ class SharedCollate:
     def __call__(self, samples: Any) -> Any:
         if torch.utils.data.get_worker_info() is None:
             return self.collate(samples)
-        if self._blocks is None or self._owner != os.getpid():
-            self._blocks, self._owner = Blocks(self.loader), os.getpid()
+        blocks = self._blocks = self._blocks or Blocks(self.loader)
         lent: dict[int, Block] = {}
 
         def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             size = int(np.prod(shape)) * dtype.itemsize
             if size < MIN_BYTES:
                 return torch.empty(shape, dtype=dtype)
-            assert self._blocks is not None
-            block = self._blocks.take(size)
+            block = blocks.take(size)
             tensor = block.tensor(shape, dtype)
             lent[tensor.data_ptr()] = block
             return tensor
 
         batch = self.collate(samples, empty)
-        return _Parcel(self._blocks, lent, batch)
+        return _Parcel(blocks, lent, batch)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_blocks": None}

@@ -29,11 +29,6 @@ class DrawnTasks(SegmentDataset):
         """The task of a sample."""
         return self.tasks[draw(self.seed, epoch, index, _TASK).integers(len(self.tasks))]
 
-    def sample(self, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        """The sample of any segment of the dataset's videos, drawn as (epoch, index)."""
-        return self.sample_of(self.drawn(epoch, index), segment, epoch, index)
-
-    def sample_of(self, task: Task, segment: Segment, epoch: int = 0, index: int = 0) -> Sample:
-        """The same of a task that is told."""
-        self.task = task
-        return super().sample(segment, epoch, index)
+    def sample(self, segment: Segment, epoch: int = 0, index: int = 0, task: Task | None = None) -> Sample:
+        """The sample of any segment of the dataset's videos, drawn as (epoch, index). task: that is told, not drawn."""
+        return super().sample(segment, epoch, index, task or self.drawn(epoch, index))

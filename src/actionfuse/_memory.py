@@ -1,10 +1,14 @@
-"""What programs ask of the memory: freed blocks are kept, and nothing is collected while modules are imported."""
+"""What programs ask of the memory: freed blocks are kept, nothing is collected while modules are imported, and some is
+shared without a name.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,3 +51,14 @@ def no_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def anonymous_file() -> int:
+    """A file descriptor of shared memory without a name: nothing is left behind, however the processes end.
+
+    On Linux it is not limited by the size of /dev/shm, which containers often set to 64 MB.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("actionfuse", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
