@@ -350,13 +350,13 @@ class Trainer:
             batch = self._augmented(raw, epoch, place * self.micros + number)
             share = len(raw["id"]) / planned  # 0 where a stand-in keeps the processes in step
             last = number + 1 == len(micros)
-            with self.accelerator.autocast():
-                sync_gradients(self.model, last)
-                alone = last or self.world == 1 or recipe.run.shard
-                context = nullcontext() if alone else self.accelerator.no_sync(self.step)
-                with context:
+            sync_gradients(self.model, last)
+            alone = last or self.world == 1 or recipe.run.shard
+            with nullcontext() if alone else self.accelerator.no_sync(self.step):
+                with self.accelerator.autocast():
                     out = self.step(batch.inputs, batch.boxes, batch.masks, batch.targets, batch.past)
-                    self.accelerator.backward(out["loss"] * share)
+                # Outside: what the forward pass keeps in float32 has its gradients in float32, too.
+                self.accelerator.backward(out["loss"] * share)
             ids += raw["id"]
             for name, value in {"loss": out["loss"].detach(), **out["parts"]}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.float() * share

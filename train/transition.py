@@ -37,5 +37,7 @@ class Transitions(nn.Module):
 
     def following(self, task: str, last: Tensor) -> Tensor:
         """One task's: last (B, classes)."""
-        given = last.detach().float().softmax(-1)
-        return (given @ (_GAIN * self.table[task]).softmax(-1).to(given.dtype)).clamp(min=_LEAST).log()
+        # float16 has no number as small as _LEAST: the logarithm of its 0 would be infinite
+        with torch.autocast(last.device.type, enabled=False):
+            given = last.detach().float().softmax(-1)
+            return (given @ (_GAIN * self.table[task].float()).softmax(-1)).clamp(min=_LEAST).log()

@@ -150,6 +150,18 @@ def test_transitions_are_the_sum_over_what_was_last():
     assert last.grad is None and model.table["verb"].grad is not None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_transitions_are_as_exact_where_the_rest_is_not(dtype):
+    model = Transitions({"verb": 3})
+    with torch.no_grad():
+        model.table["verb"][:, 0] = 4.0
+    last = {"verb": torch.tensor([[60.0, 0.0, 1.0]])}
+    exact = model(last)["verb"]
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(model({"verb": last["verb"].to(dtype)})["verb"], exact)
+    assert torch.isfinite(exact).all() and exact.min() < -17  # less than float16's smallest number
+
+
 @pytest.mark.parametrize("head", ["late_fusion", "mimo"])
 def test_a_run_leads_on_from_what_was_seen_last(root, tmp_path, head):
     recipe = toy_recipe(

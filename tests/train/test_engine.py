@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy_training import toy_recipe, write_toy
 
@@ -191,6 +192,24 @@ def test_micro_batches_give_the_same_steps(root, tmp_path):
         [row["loss"] for row in read_metrics(tmp_path / name) if row["kind"] == "step"] for name in ("whole", "parts")
     )
     assert first == pytest.approx(second, rel=1e-4)
+
+
+@pytest.fixture
+def any_precision():
+    """Accelerate has one precision for a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_gradients_are_computed_outside_autocast(root, tmp_path, any_precision):
+    trainer = Trainer(toy_recipe(root, run__epochs=1, run__precision="bf16", run__micro_batch=2), tmp_path, quiet=True)
+    forward, backward = [], []
+    head = trainer.model.head
+    head.register_forward_hook(lambda *_: forward.append(torch.is_autocast_enabled("cpu")))
+    next(head.parameters()).register_hook(lambda _: backward.append(torch.is_autocast_enabled("cpu")))
+    trainer.run()
+    assert forward[0] and len(backward) == 18 and not any(backward)
 
 
 def test_another_recipe_is_refused_in_the_same_folder(root, tmp_path):
