@@ -161,6 +161,18 @@ class Augmentation:
             raise ValueError(f"crop is {self.crop!r}; there are {', '.join(get_args(CropRule))}")
         if not (0 <= self.flip <= 1 and 0 <= self.grey <= 1):
             raise ValueError(f"flip is {self.flip} and grey {self.grey}; probabilities are 0 to 1")
+        if not (0 < self.area[0] <= self.area[1] <= 1 and 0 < self.aspect[0] <= self.aspect[1]):
+            raise ValueError(
+                f"area is {self.area} and aspect {self.aspect}; each is (least, most), areas in shares of the frame"
+            )
+        if not (self.scales and all(0 < scale <= 1 for scale in self.scales)):
+            raise ValueError(f"scales are {self.scales}; give some in (0, 1], shares of the shorter side")
+        if not 0 < self.short_side[0] <= self.short_side[1]:
+            raise ValueError(f"short_side is {self.short_side}; give (least, most) in pixels")
+        if not (min(self.colour_jitter) >= 0 and self.colour_jitter[3] <= 0.5):
+            raise ValueError(f"colour_jitter is {self.colour_jitter}; strengths are 0 or more, of hue 0.5 at most")
+        if self.rand_augment and not (self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30):
+            raise ValueError(f"rand_augment is {self.rand_augment}; give (changes, magnitude 0 to 30)")
 
     def geometry(self, height: int, width: int, spec: StreamSpec, rng: np.random.Generator) -> Geometry:
         """The cut of one clip of height x width pixels (as stored) for the stream of `spec`."""

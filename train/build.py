@@ -24,6 +24,7 @@ from .drawn import DrawnTasks
 from .model import WEIGHTS, ActionModel, find_model, head_classes
 from .recipe import Recipe, StreamRecipe, TaskRecipe
 from .rgbd import JoinDepth
+from .settings import check_settings
 
 _SHARE = 7  # the part of the draw that chooses `data.share`
 
@@ -60,7 +61,11 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 
 
 def build_model(recipe: Recipe, classes: Mapping[str, tuple[str, ...]]) -> ActionModel:
-    """The recipe's model with the weights that it names, ready to train; random parts depend on the seed alone."""
+    """The recipe's model with the weights that it names, ready to train; random parts depend on the seed alone.
+
+    Raises: ValueError for settings that contradict each other or would do nothing (settings.py), among others.
+    """
+    check_settings(recipe, classes)
     transition, last = recipe.head.transition, recipe.loss.last_action
     if transition and not last:
         raise ValueError("head.transition leads on from what was seen last: let loss.last_action teach that, such as 1")

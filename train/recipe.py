@@ -10,21 +10,26 @@ and, for a key, the nearest one. The resolved recipe is written beside the run, 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 FOLDER = Path(__file__).parent / "recipes"
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Scalar = bool | int | float | str | None
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_UNION_MEMBER = re.compile(r"(constrained-)?(int|float|str|bool)|.+\]")  # in the paths of pydantic's errors
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -58,9 +63,9 @@ class Data:
     test: str = "validation"
     options: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
-    share: float = 1.0
-    limit: int | None = None
-    max_broken_share: float = 0.05
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    limit: Count | None = None
+    max_broken_share: Share = 0.05
     decoder: str = "auto"
 
 
@@ -74,9 +79,9 @@ class TaskRecipe:
     """
 
     kind: Literal["recognition", "early_recognition", "anticipation"] = "recognition"
-    tau_a: float = 1.0
-    tau_o: float = 10.0
-    fraction: float = 1.0
+    tau_a: Amount = 1.0
+    tau_o: Positive = 10.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     train_tau_a: list[float] = field(default_factory=list)
     test_tau_a: list[float] = field(default_factory=list)
     test_fractions: list[float] = field(default_factory=list)
@@ -90,10 +95,10 @@ class Places:
     """
 
     rule: str = "segments"
-    stride_frames: int = 1
-    num_clips: int = 1
-    window_frames: int = 64
-    alpha: float = 0.25
+    stride_frames: Count = 1
+    num_clips: Count = 1
+    window_frames: Count = 64
+    alpha: Positive = 0.25
     test_crops: Literal[1, 3] = 1
 
 
@@ -111,10 +116,10 @@ class Clip:
         the sensor's baseline in metres x focal length in pixels x numbers a metre (see train/rgbd.py).
     """
 
-    frames: int | None = None
-    fps: float | Literal["native"] | None = None
-    side: int | None = None
-    crop: int | None = None
+    frames: Count | None = None
+    fps: Positive | Literal["native"] | None = None
+    side: Count | None = None
+    crop: Count | None = None
     flow_method: str = "dis_fast"
     flow_weights: str | None = None
     audio_preset: str = "tbn"
@@ -140,13 +145,13 @@ class StreamRecipe:
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     freeze: bool = False
-    freeze_stages: int = 0
+    freeze_stages: Annotated[int, Field(ge=0)] = 0
     partial_bn: bool = False
-    lr_scale: float = 1.0
-    layer_decay: float = 1.0
+    lr_scale: Amount = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     checkpointing: bool = False
     features: str | None = None
-    feature_dim: int | None = None
+    feature_dim: Count | None = None
     key: str = "{video}"
     clip: Clip = field(default_factory=Clip)
 
@@ -181,13 +186,13 @@ class Augment:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     short_side: tuple[int, int] = (256, 320)
-    flip: float = 0.5
+    flip: Share = 0.5
     colour_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    grey: float = 0.0
+    grey: Share = 0.0
     rand_augment: tuple[int, int] | None = None
-    erasing: float = 0.0
-    mixup: float = 0.0
-    repeats: int = 1
+    erasing: Share = 0.0
+    mixup: Amount = 0.0
+    repeats: Count = 1
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -202,22 +207,22 @@ class Optim:
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.01
-    batch: int = 32
-    lr_batch: int | None = None
-    momentum: float = 0.9
+    lr: Positive = 0.01
+    batch: Count = 32
+    lr_batch: Count | None = None
+    momentum: Share = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     no_decay_norms: bool = False
     schedule: Literal["constant", "cosine", "step"] = "constant"
     milestones: list[float] = field(default_factory=list)
-    gamma: float = 0.1
-    min_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    clip_norm: float = 0.0
-    ema: float = 0.0
-    label_smoothing: float | dict[str, float] = 0.0
+    gamma: Positive = 0.1
+    min_lr: Amount = 0.0
+    warmup_epochs: Amount = 0.0
+    clip_norm: Amount = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Share | dict[str, Share] = 0.0
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -229,9 +234,9 @@ class Distance:
     margin, boundary, cutoff: alpha, beta and the least distance that counts, of features of length 1.
     """
 
-    weight: float = 0.0
+    weight: Amount = 0.0
     task: str = ""
-    per_class: int = 4
+    per_class: Count = 4
     margin: float = 0.2
     boundary: float = 1.2
     cutoff: float = 0.5
@@ -252,9 +257,9 @@ class Loss:
     """
 
     kind: Literal["cross_entropy", "bce"] = "cross_entropy"
-    weights: dict[str, float] = field(default_factory=dict)
-    past: float = 0.0
-    last_action: float = 0.0
+    weights: dict[str, Amount] = field(default_factory=dict)
+    past: Amount = 0.0
+    last_action: Amount = 0.0
     balance: Literal["none", "class", "loss"] = "none"
     balance_task: str = ""
     distance: Distance = field(default_factory=Distance)
@@ -276,19 +281,19 @@ class Run:
         files lie in RUN/actionfuse.
     """
 
-    epochs: int = 30
-    seed: int = 0
-    workers: int = 2
-    micro_batch: int | None = None
+    epochs: Count = 30
+    seed: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] = 2
+    micro_batch: Count | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     sync_bn: bool = False
     shard: bool = False
-    save_minutes: float = 10.0
-    save_steps: int | None = None
-    keep: int = 2
+    save_minutes: Positive = 10.0
+    save_steps: Count | None = None
+    keep: Count = 2
     monitor: str = ""
-    test_every: int = 1
+    test_every: Count = 1
     trackers: list[str] = field(default_factory=list)
 
 
@@ -362,7 +367,12 @@ def recipe_of(content: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(dict(content))
     except ValidationError as error:
-        raise ValueError(f"{where}: " + "; ".join(map(_explain, error.errors()))) from None
+        problems: dict[str, dict[str, None]] = {}  # what a field may be either of is told once
+        for problem in error.errors():
+            told, _, reason = _explain(problem).partition(": ")
+            problems.setdefault(told, {})[reason] = None
+        lines = [f"{told}{': ' if any(reasons) else ''}{', or '.join(reasons)}" for told, reasons in problems.items()]
+        raise ValueError(f"{where}: " + "; ".join(lines)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -388,7 +398,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if not _UNION_MEMBER.fullmatch(str(part))]
     dotted = ".".join(path)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         allowed = _fields_at(path[:-1])

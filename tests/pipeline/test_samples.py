@@ -701,6 +701,9 @@ def test_wrong_calls_are_told(folder, store):
                    {"interpolation": "x"}, {"stream": "audio", "audio_preset": "tnb"}):  # fmt: skip
         with pytest.raises(ValueError):
             StreamSpec(**change)
-    for change in ({"crop": "x"}, {"flip": 2.0}):
-        with pytest.raises(ValueError):
+    for change in (
+        {"crop": "x"}, {"flip": 2.0}, {"area": (2.0, 3.0)}, {"aspect": (2.0, 1.0)}, {"scales": ()}, {"scales": (1.5,)},
+        {"short_side": (300, 200)}, {"colour_jitter": (0.0, 0.0, 0.0, 0.7)}, {"rand_augment": (2, 99)},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=next(iter(change))):
             Augmentation(**change)
