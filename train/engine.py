@@ -47,7 +47,7 @@ from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gr
 from .step import Step
 from .stepwise import check_monitor, check_stepwise, told_tables
 from .testing import test_scores
-from .world import check_batch, check_sync_bn, check_world
+from .world import check_batch, check_sync_bn, check_world, share_batch
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -105,7 +105,7 @@ class Trainer:
             self.accelerator.num_processes,
             self.accelerator.device,
         )
-        self._share_batch()
+        self.micro, self.micros = share_batch(recipe.optim.batch, run.micro_batch, self.world)
         check_sync_bn(run.sync_bn, self.world, self.device.type)
         self.train_split, self.test_split = load_split(recipe, recipe.data.train), load_split(recipe, recipe.data.test)
         self.classes = {task: len(names) for task, names in self.train_split.classes.items()}
@@ -140,18 +140,6 @@ class Trainer:
         self._resume()
 
     # --- making
-
-    def _share_batch(self) -> None:
-        batch, micro = self.recipe.optim.batch, self.recipe.run.micro_batch
-        if batch % self.world:
-            raise ValueError(f"optim.batch is {batch}, which {self.world} processes cannot share evenly")
-        local = batch // self.world
-        self.micro = min(micro or local, local)
-        if local % self.micro:
-            raise ValueError(
-                f"run.micro_batch is {self.micro}; it must divide the {local} segments of a step in each process"
-            )
-        self.micros = local // self.micro
 
     def _make_sampler(self) -> TrainSampler:
         recipe, segments = self.recipe, self.train_split.segments
@@ -249,7 +237,9 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to the end; returns the results of the last test by name.
 
-        Raises: Preempted when asked to stop (saved), NotFinite, Unreadable where too many segments are broken.
+        Raises: Preempted when asked to stop (saved; `run` once more goes on), NotFinite, Unreadable where too many
+        segments are broken.
+        self._stop = False
         """
         handlers = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         results: dict[str, float] = {}

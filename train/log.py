@@ -32,13 +32,15 @@ class RunLog:
         self._waited = self._spent = 0.0
 
     def open(self, kept_bytes: int) -> None:
-        """Go on after the first `kept_bytes` of the file: what a killed run wrote behind its checkpoint comes again."""
+        """Go on after the first `kept_bytes` of the file: what a killed run wrote behind its checkpoint comes again.
+        Where the file is shorter (somebody removed it), go on at its end.
+        """
         if not self.main:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab")
-        os.truncate(self.path, kept_bytes)
-        self._file.seek(0, os.SEEK_END)
+        if os.fstat(self._file.fileno()).st_size > kept_bytes:
+            self._file.truncate(kept_bytes)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One line. Nothing that depends on the clock belongs in it."""

@@ -148,13 +148,9 @@ def make_plan(
     import torch
 
     from .build import build_dataset, build_model, load_split, make_task, stream_specs
+    from .world import share_batch
 
-    local, rest = divmod(recipe.optim.batch, processes)
-    if rest:
-        raise ValueError(f"optim.batch is {recipe.optim.batch}, which {processes} processes cannot share evenly")
-    micro = min(recipe.run.micro_batch or local, local)
-    if local % micro:
-        raise ValueError(f"run.micro_batch is {micro}; it must divide the {local} segments of a step in each process")
+    micro, accumulated = share_batch(recipe.optim.batch, recipe.run.micro_batch, processes)
     recipe = replace(
         recipe, init_from=None, streams={name: replace(s, weights=None) for name, s in recipe.streams.items()}
     )
@@ -195,7 +191,7 @@ def make_plan(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         micro_batch=micro,
-        accumulated=local // micro,
+        accumulated=accumulated,
         measured_batches=tuple(size for size, _ in points),
         fixed_bytes=sum(fixed.values()),
         fixed=fixed,

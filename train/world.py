@@ -66,6 +66,20 @@ def check_batch(batch: int, asked: int | tuple[int, int] | None) -> None:
                 )
 
 
+def share_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[int, int]:
+    """Segments that a process computes at a time, and how often for one step of `batch` segments over all processes.
+
+    micro_batch: `Run.micro_batch`. Raises: ValueError where the batch cannot be shared evenly.
+    """
+    local, rest = divmod(batch, processes)
+    if rest:
+        raise ValueError(f"optim.batch is {batch}, which {processes} processes cannot share evenly")
+    micro = min(micro_batch or local, local)
+    if local % micro:
+        raise ValueError(f"run.micro_batch is {micro}; it must divide the {local} segments of a step in each process")
+    return micro, local // micro
+
+
 def check_sync_bn(sync_bn: bool, world: int, device_type: str) -> None:
     """Raises ValueError where batch norms are to be measured over processes of a CPU, which torch cannot."""
     if sync_bn and world > 1 and device_type == "cpu":

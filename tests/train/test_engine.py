@@ -19,7 +19,7 @@ from toy_training import toy_recipe, write_toy
 from actionfuse.cli import main
 from actionfuse.train import checkpoint, engine
 from actionfuse.train.engine import NotFinite, Preempted, Trainer
-from actionfuse.train.log import read_metrics
+from actionfuse.train.log import RunLog, read_metrics
 from actionfuse.train.model import load_model
 from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.world import check_sync_bn, check_world
@@ -145,11 +145,12 @@ def test_a_signal_in_a_test_is_not_lost(root, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         tick(segments)
 
-    monkeypatch.setattr(trainer, "_tick", ask)
-    with pytest.raises(Preempted):
-        trainer.run()
+    with monkeypatch.context() as stopping:
+        stopping.setattr(trainer, "_tick", ask)
+        with pytest.raises(Preempted):
+            trainer.run()
     assert (trainer.progress.epoch, trainer.progress.in_epoch) == (1, trainer.steps_per_epoch)
-    train(recipe, tmp_path / "stopped")
+    trainer.run()  # as after Ctrl-C in a notebook
     equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
 
 
@@ -283,6 +284,13 @@ def test_too_little_to_read_is_no_wrong_call(root, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
     assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
     assert "12 of 36 segments cannot be read" in capsys.readouterr().err
+
+
+def test_metrics_that_were_removed_are_not_filled_up(tmp_path):
+    log = RunLog(tmp_path, main=True)
+    log.open(100)
+    log.write({"loss": 1.0})
+    assert log.flush() == len(b'{"loss": 1.0}\n') and read_metrics(tmp_path) == [{"loss": 1.0}]
 
 
 def test_a_run_that_is_done_says_so(root, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actionfuse.train.world import check_batch, check_world, parse_processes
+from actionfuse.train.world import check_batch, check_world, parse_processes, share_batch
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +55,13 @@ def test_a_batch_must_suit_every_world_of_the_range(monkeypatch: pytest.MonkeyPa
         check_batch(8, (1, 4))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # nodes of 4: worlds of 4 and 8
     check_batch(8, (4, 8))
+
+
+def test_a_step_is_shared_evenly_or_refused() -> None:
+    assert share_batch(32, None, 1) == (32, 1)
+    assert share_batch(32, 4, 2) == (4, 4)
+    assert share_batch(32, 64, 2) == (16, 1)
+    with pytest.raises(ValueError, match="optim.batch is 32, which 3 processes cannot share"):
+        share_batch(32, None, 3)
+    with pytest.raises(ValueError, match="micro_batch is 3; it must divide the 16"):
+        share_batch(32, 3, 2)
