@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from ..pipeline.annotations import replacing
+from actionfuse._files import replacing
 
 NETWORK, WEIGHTS = "tsn:tf_efficientnet_lite0", "bundled"
 STREAMS = ("rgb", "flow", "audio")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..pipeline.annotations import replacing
-from ..pipeline.store_formats import put_in_place
+from actionfuse._files import replacing, write_atomically
+
 from ..pipeline.synth.ceilings import ceiling, read_ceilings
 from .charts import escape
 from .demo import COMPARED, Compared
@@ -92,10 +93,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         f"top-1, %, of {rows[0].segments} validation segments; marks: the best that is possible with the same streams",
         fontsize=10,
     )
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, dpi=110, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
     pyplot.close(figure)
-    put_in_place(temporary, path)
+    write_atomically(path, picture.getvalue())
 
 
 def write_page(out: Path, rows: Sequence[Row], steps: Sequence[tuple[Sequence[str], float]]) -> Path:

@@ -182,9 +182,7 @@ def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any
     parts = member.parts.get("action", {})
     for task in ("verb", "noun"):
         if task not in scores and "action" in scores and task in parts:
-            owners = np_int(parts[task])
-            count = len(member.classes.get(task, ())) or int(owners.max()) + 1
-            scores[task] = marginalise(scores["action"], owners, count)
+            scores[task] = marginalise(scores["action"], parts[task], len(member.classes.get(task, ())) or None)
     if "verb" not in scores or "noun" not in scores:
         raise ValueError(f"a submission needs scores of verbs and nouns; {member.name} tells {', '.join(scores)}")
     whole = "action" in scores and {"verb", "noun"} <= parts.keys()
@@ -199,12 +197,6 @@ def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any
         action=scores["action"] if whole else None,
         actions=list(zip(parts["verb"], parts["noun"], strict=True)) if whole else None,
     )
-
-
-def np_int(numbers: Sequence[int]) -> Any:
-    import numpy as np
-
-    return np.asarray(numbers, np.int64)
 
 
 def about_of(
@@ -259,17 +251,13 @@ def tell(whole: Member, results: Sequence[Result], alone: Mapping[str, Sequence[
 
 def table_of(results: Sequence[Result]) -> str:
     """A row for each task, source of scores, subset and observation, a column for each metric."""
-    metrics = list(dict.fromkeys(row.metric for row in results))
-    rows: dict[str, dict[str, str]] = {}
-    counts: dict[str, int] = {}
-    for row in results:
-        task, _, rest = row.name.partition("/")
-        # A metric's name is its column; the rest of the result's name is its row.
-        name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = _percent(row.value)
-        counts[name] = row.segments
+    from .results import by_row
+
+    metrics, rows, counts = by_row(results)
     lines = [["", *metrics, "segments"]]
-    lines += [[name, *(cells.get(metric, "") for metric in metrics), str(counts[name])] for name, cells in rows.items()]
+    for name, values in rows.items():
+        cells = (_percent(values[metric]) if metric in values else "" for metric in metrics)
+        lines.append([name, *cells, str(counts[name])])
     return aligned(lines)
 
 

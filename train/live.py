@@ -89,7 +89,7 @@ def run_live(
 ) -> LiveReport:
     """Predict every `stride` seconds of the stream until it ends, or for `seconds` of it.
 
-    keep: how many predictions and latencies the report holds, the last ones; None = all.
+    keep: how many predictions, latencies and broken moments the report holds, the last ones; None = all.
     state: "carry" the head's hidden state, look at the last "window" alone, or "auto": carry it where that is exact.
     tell: called with each prediction and its latency in seconds. show: called with each frame. say: called with how the
     stream is looked at, once it has begun.
@@ -263,6 +263,8 @@ def _one(
     live.advance()
     batch = collate([live.dataset.sample(segment)])
     report.broken += batch["broken"]
+    if keep is not None:
+        del report.broken[:-keep]
     if not batch["id"]:
         return
     moved = to_device(batch, run.device, "cross_entropy", run.model.head.classes)

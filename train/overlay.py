@@ -12,11 +12,11 @@ import av
 import cv2
 import numpy as np
 
+from actionfuse._files import put_in_place
 from actionfuse.heartbeat import beat
 
 from ..pipeline.boxes import boxes_at
 from ..pipeline.running import Arrived
-from ..pipeline.store_formats import put_in_place
 from ..pipeline.types import BoxTracks
 from ..pipeline.video import open_video
 from .predictions import Prediction

@@ -30,6 +30,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,11 +150,10 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     if args.csv is not None:
         write_csv(args.csv, rows)
     if not args.quiet:
-        for video in dict.fromkeys(row.video for row in rows):
+        for video, own in groupby(rows, key=lambda row: row.video):
             print(video)
-            for row in rows:
-                if row.video == video:
-                    print(f"  {line_of(row)}")
+            for row in own:
+                print(f"  {line_of(row)}")
     if args.overlay is not None:
         _overlays(args.overlay, inputs, rows, boxes, run.recipe.data.decoder)
     return tell_broken([{"id": row["id"], "reason": row["reason"]} for row in broken], "videos or segments")
@@ -170,7 +170,8 @@ def predict_inputs(
     beside: Mapping[str, str] | None = None,
     boxes: Mapping[str, BoxTracks] | None = None,
 ) -> tuple[list[Prediction], list[dict[str, Any]]]:
-    """Rows of all videos and segments in their order, and {video, id, reason} of what could not be read.
+    """Rows of all videos and segments in their order, those of a video together, and {video, id, reason} of what could
+    not be read.
 
     boxes: path of a video -> its tracks.
     """
@@ -219,8 +220,12 @@ def predict_inputs(
                     segment = by_id[name]
                     rows.append(prediction_of(run, segment, names[segment.video], seen, scores, top))
     order = {item.key.partition("#")[0]: n for n, item in enumerate(inputs)}
-    rows.sort(key=lambda row: (order[row.video], row.action_seconds or row.start_seconds, row.stop_seconds))
+    rows.sort(key=lambda row: (order[row.video], _when(row), row.stop_seconds))
     return rows, broken
+
+
+def _when(row: Prediction) -> float:
+    return row.start_seconds if row.action_seconds is None else row.action_seconds
 
 
 def _info(item: VideoInput, decoder: str, broken: list[dict[str, Any]]) -> Any:
@@ -276,11 +281,9 @@ def _overlays(
     from .overlay import write_overlay
 
     by_name = {item.key.partition("#")[0]: item.path for item in inputs}
-    told = [name for name in by_name if any(row.video == name for row in rows)]
-    for name in told:
+    for name, own in groupby(rows, key=lambda row: row.video):
         target = out if len(by_name) == 1 else (out / name).with_suffix(".mp4")
-        own = [row for row in rows if row.video == name]
-        write_overlay(by_name[name], target, own, boxes=(boxes or {}).get(by_name[name]), decoder=decoder)
+        write_overlay(by_name[name], target, list(own), boxes=(boxes or {}).get(by_name[name]), decoder=decoder)
 
 
 def live(args: argparse.Namespace, run: TrainedRun) -> int:

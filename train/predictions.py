@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..pipeline.annotations import Segment, replacing
+from actionfuse._files import replacing
+
+from ..pipeline.annotations import Segment
 from ..pipeline.clip_reader import frame_seconds
 from ..pipeline.clip_spec import StreamSpec
 from ..pipeline.datasets.contract import Dataset

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from ..pipeline.annotations import replacing
+    from actionfuse._files import replacing
+
     from .build import load_split
     from .evaluate import tell_broken
     from .members import test_run
@@ -99,7 +101,7 @@ class Told:
     seen: Looked
     show: int
 
-    @property
+    @cached_property
     def table(self) -> ScoreTable | None:
         """Labelled segments under the observation of training."""
         from .members import labelled

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
-import os
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..pipeline.annotations import replacing
-from ..pipeline.store_formats import put_in_place
+from actionfuse._files import replacing, write_atomically
+
 from . import metrics
 from .metrics import Absent
 from .scores import ScoreTable
@@ -144,6 +144,22 @@ def time_to_action(
                 Result(task=task, metric=TIME_TO_ACTION, value=value, segments=len(first), scores=source, at=at)
             )
     return found
+
+
+def by_row(results: Iterable[Result]) -> tuple[list[str], dict[str, dict[str, float]], dict[str, int]]:
+    """Results as a table: the metrics, row -> metric -> value, row -> segments. A row is a task with its source of
+    scores, subset and observation: a result's name without the metric.
+    """
+    metric_names: dict[str, None] = {}
+    rows: dict[str, dict[str, float]] = {}
+    counts: dict[str, int] = {}
+    for result in results:
+        task, _, rest = result.name.partition("/")
+        name = task + rest.removeprefix(result.metric)
+        metric_names[result.metric] = None
+        rows.setdefault(name, {})[result.metric] = result.value
+        counts[name] = result.segments
+    return list(metric_names), rows, counts
 
 
 def _sources(
@@ -313,16 +329,10 @@ def _best_pairs(verb: np.ndarray, noun: np.ndarray, top: int) -> tuple[np.ndarra
 
 def write_epic_submission(path: str | Path, submission: Mapping[str, Any]) -> None:
     """As json, or for a name that ends in .zip as the zip with one test.json that the servers take."""
-    target = Path(path)
-    if target.suffix != ".zip":
-        with replacing(target) as file:
-            json.dump(submission, file, allow_nan=False)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("test.json", json.dumps(submission, allow_nan=False))
-        put_in_place(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = json.dumps(submission, allow_nan=False).encode()
+    if Path(path).suffix == ".zip":
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("test.json", content)
+        content = packed.getvalue()
+    write_atomically(path, content)

@@ -26,7 +26,7 @@ from .metrics import mean_average_precision, ranking, softmax
 from .overlay import VideoWriter, draw_boxes
 from .recipe import dump_recipe
 from .report_page import page, table
-from .results import TIME_TO_ACTION
+from .results import TIME_TO_ACTION, by_row
 from .runs import recipe_file
 from .scores import ScoreTable
 
@@ -71,14 +71,7 @@ def _results(told: Told) -> str:
         return "<p>This split has no public labels: there is nothing to compare with.</p>"
     ahead = told_ahead(results)
     results = [row for row in results if row.metric != TIME_TO_ACTION]
-    metrics = list(dict.fromkeys(row.metric for row in results))
-    rows: dict[str, dict[str, float]] = {}
-    counts = {}
-    for row in results:
-        task, _, rest = row.name.partition("/")
-        name = task + rest.removeprefix(row.metric)
-        rows.setdefault(name, {})[row.metric] = row.value
-        counts[name] = row.segments
+    metrics, rows, counts = by_row(results)
     head = ["in %", *(m.replace("_", " ") for m in metrics), "segments"]
     cells = [[name, *(of.get(m, float("nan")) for m in metrics), str(counts[name])] for name, of in rows.items()]
     first, more = [row for row in cells if "@" not in str(row[0])], [row for row in cells if "@" in str(row[0])]
