@@ -167,7 +167,8 @@ class Backbone(nn.Module):
     tasks: what it classifies and by how many classes, in the order of the logits: {"verb": 97, "noun": 300}. Empty: one
         task of all classes.
     several: True where several classes may hold of one clip (Charades, AVA): each has a sigmoid of its own.
-    name, options: what `create_backbone` was called with.
+    name, options: what `create_backbone` was called with, and what `settled` adds.
+    settled: options that were left to the weights, as the weights have them.
     layouts: the published checkpoints it can hold.
     classifier_weight: state_dict key of the classifier's weight (num_classes, ...).
     min_size: smallest (T, H, W) of a clip.
@@ -188,6 +189,7 @@ class Backbone(nn.Module):
     classifier_weight: str = ""
     name: str = ""
     options: Mapping[str, object] = {}
+    settled: Mapping[str, object] = {}
 
     def forward(self, clips: Tensor) -> Tensor:
         """Feature map (B, D, T', H', W')."""
@@ -381,7 +383,7 @@ def create_backbone(
             f"the pretrained weights of {name!r} cannot be fetched ({error}); fetch them where there is a network, and "
             "give the file's path as weights"
         ) from error
-    backbone.name, backbone.options = name, dict(options)
+    backbone.name, backbone.options = name, {**options, **backbone.settled}
     use_onednn(backbone)
     return backbone.eval()
 

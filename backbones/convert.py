@@ -30,6 +30,8 @@ PREFIXES = ("module.", "_orig_mod.")
 # Constants of the architecture or mere counters: the module has its own, a file need not.
 CONSTANTS = ("relative_position_index",)
 COUNTERS = ("num_batches_tracked",)
+# Of an InputSpec, what weights of any picture were trained with; the rest is of rgb.
+GEOMETRY = ("resize_side", "crop", "interpolation")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -84,6 +86,14 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
+def tensors_of(weights: str | Path | None) -> Mapping[str, Tensor]:
+    """A file's tensors by their own names, for networks whose layers depend on it; none where no path is given."""
+    if weights is None or str(weights) in ("pretrained", "bundled"):
+        return {}
+    own = read_own(weights)
+    return own[0] if own else read_checkpoint(weights)
+
+
 def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 0) -> B:
     """Load a checkpoint file, published or our own, into `backbone` in place, and its preprocessing into `input_spec`.
 
@@ -91,9 +101,9 @@ def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 
     num_classes: 0 takes the file's classifier, if it has one. Another number than the file's leaves that out and keeps
         a random one of this width.
 
-    A file of an rgb network goes into a backbone for flow, audio, depth or ir by the mean of its first layer; that
-    stream's own normalisation then stays. Raises ValueError for an unknown layout and for keys that are missing, left
-    over or of another shape.
+    A file of an rgb network goes into a backbone for flow, audio, depth or ir by the mean of its first layer. Streams
+    but rgb keep their own normalisation; of what the layout says of frames, pictures of any kind take size and crop.
+    Raises ValueError for an unknown layout and for keys that are missing, left over or of another shape.
     """
     if weights is None:
         return backbone
@@ -116,8 +126,11 @@ def load_weights(backbone: B, weights: str | Path | None, *, num_classes: int = 
     width = len(converted.get(backbone.classifier_weight, ()))
     if width and backbone.num_classes == width:
         backbone.tasks, backbone.several = layout.tasks, width in layout.several
-    if backbone.input_spec.stream in ("rgb", "rgbd") and not averaged:
-        backbone.input_spec = replace(backbone.input_spec, **layout.spec)  # pyright: ignore[reportArgumentType]
+    stream = backbone.input_spec.stream
+    spec = dict(layout.spec) if stream in ("rgb", "rgbd") and not averaged else {}
+    if stream != "audio":
+        spec |= {name: value for name, value in layout.spec.items() if name in GEOMETRY}
+    backbone.input_spec = replace(backbone.input_spec, **spec)  # pyright: ignore[reportArgumentType]
     return backbone
 
 

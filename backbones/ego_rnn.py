@@ -63,13 +63,19 @@ class EgoRNNTrunk(ClipResNet):
         return AttentionFeatures(logits.unflatten(0, (len(clips), -1)), *(x.transpose(1, 2) for x in folded))
 
 
+# Of a network of two streams, what the rgb one is called.
+_RGB = "frameModel."
+
+
 def _is_published(state: Mapping[str, Tensor]) -> bool:
-    return "resNet.layer4.2.conv2.weight" in state
+    key = "resNet.layer4.2.conv2.weight"
+    return key in state or _RGB + key in state
 
 
 def _from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The recurrent cell and the classifier of actions are not the trunk's; `weight_softmax` is `resNet.fc.weight`."""
-    inside = {key.replace("resNet.", "base_model.", 1): x for key, x in state.items() if key.startswith("resNet.")}
+    plain = {key.removeprefix(_RGB): x for key, x in state.items()}
+    inside = {key.replace("resNet.", "base_model.", 1): x for key, x in plain.items() if key.startswith("resNet.")}
     return from_tsn_code(inside)
 
 

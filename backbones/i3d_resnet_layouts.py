@@ -77,7 +77,9 @@ _STIN_PLACES = ("", "backbone.", "i3D.")  # alone; inside a whole CAR model; ins
 
 
 def _stin_place(state: Mapping[str, Tensor]) -> str | None:
-    return next((place for place in _STIN_PLACES if f"{place}layer1.0.conv1.0.weight" in state), None)
+    # torchvision's and VMZ's 3-D networks call their blocks alike, but not their stems
+    ours = (place for place in _STIN_PLACES if f"{place}bn1.weight" in state)
+    return next((place for place in ours if f"{place}layer1.0.conv1.0.weight" in state), None)
 
 
 def _from_stin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

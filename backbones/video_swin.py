@@ -23,7 +23,7 @@ from torchvision.models import video as tv
 from torchvision.models.video.swin_transformer import PatchEmbed3d, SwinTransformer3d
 
 from .contract import Backbone, InputSpec, Layout, Stream, register, stream_spec
-from .convert import install, load_weights, published, rename
+from .convert import install, load_weights, published, rename, tensors_of
 
 Head = Literal["video", "image", "rgbd"]
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir", "rgbd")
@@ -47,6 +47,7 @@ class Size:
 TINY = Size(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
 SMALL = Size(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24))
 BASE = Size(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
+LARGE = Size(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48))
 BASE_LONG = replace(BASE, window=(16, 7, 7))
 
 
@@ -201,26 +202,35 @@ def _build(
     return load_weights(backbone, weights, num_classes=num_classes)
 
 
+def _window_of(weights: str | Path | None) -> int | None:
+    """How far attention sees in time, in patches of 2 frames, by a file's first table of relative positions."""
+    tables = (x for key, x in tensors_of(weights).items() if key.endswith("attn.relative_position_bias_table"))
+    table = next(tables, None)
+    return None if table is None else (len(table) // 13**2 + 1) // 2
+
+
 def _video_swin(
     size: Size,
-    pretrained: WeightsEnum,
+    pretrained: WeightsEnum | None,
     stream: Stream,
     num_classes: int,
     weights: str | Path | None,
     frames: int,
     crop: int,
-    window_frames: int,
+    window_frames: int | None,
     stochastic_depth: float,
 ) -> VideoSwin:
-    size = replace(size, window=(window_frames, 7, 7))
-    fetch = weights == "pretrained"
-    file = None if fetch else weights
+    found = _window_of(weights) if window_frames is None else window_frames
+    size = replace(size, window=(found or size.window[0], 7, 7))
+    best = pretrained if weights == "pretrained" else None
+    file = weights if best is None else None
     backbone = _build(size, VIDEO_SWIN_SPEC, stream, num_classes, file, frames, crop, stochastic_depth)
-    if fetch:
-        state = pretrained.get_state_dict(progress=True, check_hash=True)
-        install(backbone, state, num_classes=num_classes, what=f"torchvision's {pretrained}")
-        if backbone.num_classes == len(pretrained.meta["categories"]):
-            backbone.class_names = tuple(pretrained.meta["categories"])
+    backbone.settled = {"window_frames": found} if found else {}
+    if best is not None:
+        state = best.get_state_dict(progress=True, check_hash=True)
+        install(backbone, state, num_classes=num_classes, what=f"torchvision's {best}")
+        if backbone.num_classes == len(best.meta["categories"]):
+            backbone.class_names = tuple(best.meta["categories"])
     return backbone
 
 
@@ -249,10 +259,13 @@ def swin3d_t(
     weights: str | Path | None = None,
     frames: int = 32,
     crop: int = 224,
-    window_frames: int = 8,
+    window_frames: int | None = None,
     stochastic_depth: float = 0.1,
 ) -> VideoSwin:
-    """Video Swin T. weights "pretrained": torchvision's, Kinetics-400. window_frames: of attention, in patches of 2."""
+    """Video Swin T. weights "pretrained": torchvision's, Kinetics-400.
+
+    window_frames: of attention, in patches of 2 frames; None: as the weights have it, 8 without.
+    """
     best = tv.Swin3D_T_Weights.DEFAULT
     return _video_swin(TINY, best, stream, num_classes, weights, frames, crop, window_frames, stochastic_depth)
 
@@ -265,7 +278,7 @@ def swin3d_s(
     weights: str | Path | None = None,
     frames: int = 32,
     crop: int = 224,
-    window_frames: int = 8,
+    window_frames: int | None = None,
     stochastic_depth: float = 0.1,
 ) -> VideoSwin:
     """Video Swin S; options as swin3d_t."""
@@ -281,12 +294,27 @@ def swin3d_b(
     weights: str | Path | None = None,
     frames: int = 32,
     crop: int = 224,
-    window_frames: int = 8,
+    window_frames: int | None = None,
     stochastic_depth: float = 0.3,
 ) -> VideoSwin:
-    """Video Swin B; options as swin3d_t. The Something-Something V2 checkpoint has window_frames=16."""
+    """Video Swin B; options as swin3d_t. The Something-Something V2 checkpoint has a window of 16."""
     best = tv.Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1
     return _video_swin(BASE, best, stream, num_classes, weights, frames, crop, window_frames, stochastic_depth)
+
+
+@register("swin3d_l", paper="Liu et al., CVPR 2022", streams=STREAMS, weights_from="mmaction (swin_large)")
+def swin3d_l(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 32,
+    crop: int = 224,
+    window_frames: int | None = None,
+    stochastic_depth: float = 0.4,
+) -> VideoSwin:
+    """Video Swin L; options as swin3d_t. torchvision has no weights of this size."""
+    return _video_swin(LARGE, None, stream, num_classes, weights, frames, crop, window_frames, stochastic_depth)
 
 
 @register("omnivore_swin_t", paper="Girdhar et al., CVPR 2022", streams=STREAMS, weights_from="Omnivore (swinT)")
@@ -340,6 +368,21 @@ def omnivore_swin_b(
 ) -> VideoSwin:
     """Omnivore B, window (16, 7, 7); options as omnivore_swin_t."""
     return _omnivore(BASE_LONG, stream, num_classes, weights, frames, crop, head, stochastic_depth)
+
+
+@register("omnivore_swin_l", paper="Girdhar et al., CVPR 2022", streams=STREAMS, weights_from="Omnivore (swinL_In21k)")
+def omnivore_swin_l(
+    *,
+    stream: Stream = "rgb",
+    num_classes: int = 0,
+    weights: str | Path | None = None,
+    frames: int = 32,
+    crop: int = 224,
+    head: Head | None = None,
+    stochastic_depth: float = 0.3,
+) -> VideoSwin:
+    """Omnivore L, window (8, 7, 7); options as omnivore_swin_t."""
+    return _omnivore(LARGE, stream, num_classes, weights, frames, crop, head, stochastic_depth)
 
 
 @register(

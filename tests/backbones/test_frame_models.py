@@ -163,6 +163,18 @@ def test_published_tsn_gives_the_same_logits(case, wrapped, tmp_path):
     assert (backbone.input_spec.resize_side, backbone.input_spec.crop) == (256, 224)
 
 
+def test_flow_weights_bring_the_size_of_their_frames(tmp_path):
+    """timm's view of a ResNet-50 takes 95 % of the frame, by bicubic scaling; the published networks saw 224 of 256."""
+    case = load_case("tsn_resnet50")
+    state = case.weights()
+    state["base_model.conv1.weight"] = torch.zeros(64, 10, 7, 7)
+    torch.save({"state_dict": {f"module.{key}": x for key, x in state.items()}}, tmp_path / "flow.pth")
+    before = create_backbone("tsn:resnet50", stream="flow").input_spec
+    spec = create_backbone("tsn:resnet50", stream="flow", weights=tmp_path / "flow.pth").input_spec
+    assert (spec.resize_side, spec.crop, spec.interpolation) == (256, 224, "bilinear")
+    assert (spec.mean, spec.std, spec.scale) == (before.mean, before.std, before.scale)
+
+
 def test_crop_outlives_the_weights_own(tmp_path):
     torch.save({f"base_model.{key}": each for key, each in _tsn_state().items()}, tmp_path / "tsn.pth")
     spec = create_backbone("tsn:resnet18", weights=tmp_path / "tsn.pth", crop=112).input_spec

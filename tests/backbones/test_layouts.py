@@ -365,7 +365,8 @@ ROWS = {
         names=slowfast("slowfast_r101_50_50_nln", 80), sees=GREY, classes=80, wrap=SLOWFAST, several=True,
     ),
     "slowfast x3d": Published(
-        layout=FAIR, backbone="x3d_xs", names=slowfast("x3d_xs", 400), sees=GREY, classes=400, wrap=SLOWFAST
+        layout=FAIR, backbone="x3d_xs", names=slowfast("x3d_xs", 400, shortcut_norm=True), sees=GREY, classes=400,
+        wrap=SLOWFAST,
     ),
     "slowfast mvit v1": Published(
         layout=FAIR, backbone="mvit_v1_b", options={**SMALL_MVIT, "pool_last_keys": False}, classes=400, wrap=SLOWFAST,

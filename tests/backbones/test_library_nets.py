@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models import video as tv
 
-from actionfuse.backbones import create_backbone
+from actionfuse.backbones import create_backbone, load_backbone, save_backbone
 from actionfuse.backbones._stage_net import pytorchvideo
 from actionfuse.backbones.catalog import count_macs
 from actionfuse.backbones.convert import install, recognise
@@ -196,3 +196,38 @@ def test_mvit_without_pooled_keys_in_its_last_blocks():
     pooled = [number for number, block in enumerate(network.blocks) if block.attn.pool_k is not None]
     assert pooled == list(range(14))
     assert network(torch.empty(1, 3, 4, 64, 64, device="meta")).shape[2:] == network.output_size(4, 64, 64)
+
+
+def test_x3d_norms_its_first_shortcut_where_the_weights_do(tmp_path):
+    """SlowFast's networks do, pytorchvideo's do not; what was found is kept with the network."""
+    torch.manual_seed(0)
+    normed = create_backbone("x3d_xs", shortcut_norm=True)
+    block = normed.get_submodule("trunk.1.res_blocks.0")
+    block.branch1_norm.running_mean.normal_()
+    clip = torch.randn(1, 3, 2, 32, 32)
+    seen = {}
+    block.branch1_conv.register_forward_hook(lambda _m, inputs, output: seen.update(before=inputs[0], after=output))
+    block.branch2.register_forward_hook(lambda _m, _i, output: seen.update(branch=output))
+    block.register_forward_hook(lambda _m, _i, output: seen.update(block=output))
+    with torch.inference_mode():
+        maps = normed(clip)
+        norm = block.branch1_norm
+        shifted = (seen["after"] - norm.running_mean.view(-1, 1, 1, 1)) / (1 + norm.eps) ** 0.5
+        torch.testing.assert_close(seen["block"], (shifted + seen["branch"]).relu())
+    save_backbone(normed, tmp_path / "x3d.safetensors")
+    for again in (
+        create_backbone("x3d_xs", weights=tmp_path / "x3d.safetensors"),
+        load_backbone(tmp_path / "x3d.safetensors"),
+    ):
+        assert again.options == {"shortcut_norm": True}
+        with torch.inference_mode():
+            torch.testing.assert_close(again(clip), maps)
+    plain = create_backbone("x3d_xs")
+    assert plain.options == {} and plain.get_submodule("trunk.1.res_blocks.0").branch1_norm is None
+
+
+@pytest.mark.parametrize("frames, fps, options", [(8, 3.75, {}), (4, 1.875, {}), (4, 1.875, {"detection": True})])
+def test_slow_networks_of_four_frames_see_every_sixteenth(frames, fps, options):
+    with torch.device("meta"):
+        spec = create_backbone("slow_r50", frames=frames, **options).input_spec
+    assert (spec.frames, spec.fps) == (frames, fps)

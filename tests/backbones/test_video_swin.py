@@ -1,10 +1,11 @@
 import golden_cases
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import video as tv
 
-from actionfuse.backbones import create_backbone
+from actionfuse.backbones import create_backbone, save_backbone
 from actionfuse.backbones.convert import install, recognise
 
 # Rounding differs between processors by about 1e-6 of the greatest value; on one machine the difference is 0.
@@ -99,6 +100,7 @@ def test_depth_is_divided_by_75():
         ("swin3d_t", 28.16, 88.1),
         ("swin3d_s", 49.8, None),
         ("swin3d_b", 88.0, None),
+        ("swin3d_l", 196.95, None),
         ("omnivore_swin_t", 28.16, None),
         ("omnivore_swin_b", 89.07, None),
         ("omnivore_swin_b_epic", 92.56, 321.0),
@@ -123,6 +125,23 @@ def test_window_of_attention(name, frames):
     with torch.device("meta"):
         wider = create_backbone("swin3d_b", window_frames=16)
     assert wider.features[0][0].attn.relative_position_bias_table.shape[0] == 31 * 13 * 13
+
+
+def test_the_window_is_that_of_the_weights(tmp_path):
+    """A trunk cut to its first block: what is missing is told, and the table has the right size."""
+    with torch.device("meta"):
+        wide = create_backbone("swin3d_b", window_frames=16).state_dict()
+    state = {key: torch.zeros(()).expand(x.shape).clone() for key, x in wide.items() if key.startswith("features.0.0.")}
+    save_file(state, tmp_path / "some.safetensors")
+    with pytest.raises(ValueError, match="missing") as caught:
+        create_backbone("swin3d_b", weights=tmp_path / "some.safetensors")
+    assert "another shape" not in str(caught.value)
+    with pytest.raises(ValueError, match="another shape: features.0.0.attn.relative_position_bias_table"):
+        create_backbone("swin3d_b", weights=tmp_path / "some.safetensors", window_frames=8)
+    small = create_backbone("swin3d_t", window_frames=2)
+    save_backbone(small, tmp_path / "small.safetensors")
+    again = create_backbone("swin3d_t", weights=tmp_path / "small.safetensors")
+    assert again.options == {"window_frames": 2}
 
 
 def test_output_size_is_the_size_of_the_output():
