@@ -86,6 +86,7 @@ class Batch:
     """One batch on the device. inputs, masks, boxes: as ActionModel takes them. targets: as losses take them.
 
     past: task -> targets (B, T) or (B, T, C) of the observed steps; empty where nobody asks.
+    draws: (epoch, index) that each was drawn as.
     """
 
     ids: list[str]
@@ -95,6 +96,7 @@ class Batch:
     targets: dict[str, Tensor]
     labels: dict[str, Tensor]
     past: dict[str, Tensor] = field(default_factory=dict)
+    draws: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,6 +133,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
         targets,
         labels,
         past,
+        list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)),
     )
 
 
@@ -179,17 +182,18 @@ def mix(batch: Batch, alpha: float, classes: Mapping[str, int], seed: int, epoch
         unknown = (soft == UNKNOWN).any(1) | (other == UNKNOWN).any(1)
         mixed = mixup({task: soft}, share=share, rows=rows)[task]
         targets[task] = torch.where(unknown[:, None], float(UNKNOWN), mixed)
-    return Batch(batch.ids, inputs, masks, batch.boxes, targets, batch.labels, past)
+    return replace(batch, inputs=inputs, masks=masks, targets=targets, past=past)
 
 
-def erase(batch: Batch, probability: float, specs: Mapping[str, InputSpec], seed: int, epoch: int, step: int) -> Batch:
+def erase(batch: Batch, probability: float, specs: Mapping[str, InputSpec], seed: int) -> Batch:
     """Random erasing (Zhong et al., AAAI 2020): a box of a clip, the same in all its frames and streams of pictures,
-    becomes the mean colour. Area 2 % to 33 % of the frame, aspect 0.3 to 3.3.
+    becomes the mean colour. Area 2 % to 33 % of the frame, aspect 0.3 to 3.3. Drawn by (seed, epoch, index), so that
+    it is the same box whichever segments share a batch, on however many processes.
     """
-    rng = draw(seed, epoch, step, _ERASE)
     inputs = {name: x for name, x in batch.inputs.items()}
     pictures = [name for name in inputs if name in specs and specs[name].stream != "audio"]
-    for row in range(len(batch)):
+    for row, (epoch, index) in enumerate(batch.draws):
+        rng = draw(seed, epoch, index, _ERASE)
         chosen, area, aspect, left, top = rng.random(5)
         if chosen >= probability:
             continue

@@ -36,7 +36,7 @@ from .batches import Batch, TrainSampler, balanced_probabilities, erase, mix, st
 from .build import build_dataset, build_model, load_split, test_tasks
 from .distance import check_distance, group_labels, task_of
 from .log import RunLog
-from .losses import class_weights_of
+from .losses import class_weights_of, labels_of
 from .model import CONFIG, WEIGHTS, ActionModel, ModelConfig, config_of
 from .optim import Ema, build_optimizer, lr_factor, param_groups, set_lr
 from .recipe import Recipe, dump_recipe
@@ -171,8 +171,7 @@ class Trainer:
         if self.recipe.loss.balance != "loss":
             return {}
         task = self._balance_task()
-        labels = [segment.labels.get(task, -100) for segment in self.train_split.segments]
-        return {task: class_weights_of(torch.tensor(labels), self.classes[task])}
+        return {task: class_weights_of(labels_of(self.train_split.segments, task), self.classes[task])}
 
     def _prepare(self, model: ActionModel) -> None:
         run, optim = self.recipe.run, self.recipe.optim
@@ -374,7 +373,7 @@ class Trainer:
         batch = to_device(raw, self.device, self.recipe.loss.kind, self.classes)
         number = number * self.world + self.rank
         if augment.erasing:
-            batch = erase(batch, augment.erasing, self.specs, seed, epoch, number)
+            batch = erase(batch, augment.erasing, self.specs, seed)
         if augment.mixup:
             batch = mix(batch, augment.mixup, self.classes, seed, epoch, number)
         self._last = batch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..fusion import Output
+from ..pipeline.annotations import Segment
 from ..pipeline.samples import IGNORED as UNKNOWN
 from .model import LAST
 from .recipe import Loss
@@ -22,7 +23,8 @@ def task_loss(
     logits: (B, C), or (B, S, C): every step is fitted to the segment's label (RULSTM's 8 steps), mean over B and S.
     target: int64 (B,); float (B, C) of class probabilities (mixed labels) or, for "bce", of 0 and 1. UNKNOWN where
         there is none (in the whole row).
-    weight: (C,), of classes. smoothing: share of the label that is spread over all classes.
+    weight: (C,), of classes; the mean is then by the weights of the labels. smoothing: share of the label that all
+        classes get.
     """
     if logits.ndim == 3:
         steps = logits.shape[1]
@@ -36,17 +38,14 @@ def task_loss(
             logits.float(), target.clamp(min=0).to(logits.device, torch.float32), pos_weight=weight, reduction="none"
         ).mean(1)
         return torch.where(known, losses, 0.0).sum() / count
-    if target.ndim == 1:
-        # not ignore_index: it gives NaN where every label is unknown
-        losses = F.cross_entropy(
-            logits.float(), target.clamp(min=0), weight=weight, label_smoothing=smoothing, reduction="none"
-        )
-        if weight is not None:
-            count = weight[target.clamp(min=0)].mul(known).sum().clamp(min=1e-12)
-    else:
-        losses = F.cross_entropy(
-            logits.float(), target.clamp(min=0), weight=weight, label_smoothing=smoothing, reduction="none"
-        )
+    # not ignore_index: it gives NaN where every label is unknown
+    losses = F.cross_entropy(
+        logits.float(), target.clamp(min=0), weight=weight, label_smoothing=smoothing, reduction="none"
+    )
+    if weight is not None:
+        # of mixed labels as of single ones: by the weight of what a segment is, which torch's own mean does not do
+        own = weight[target.clamp(min=0)] if target.ndim == 1 else target.clamp(min=0) @ weight.to(target)
+        count = own.mul(known).sum().clamp(min=1e-12)
     return torch.where(known, losses, 0.0).sum() / count
 
 
@@ -159,6 +158,15 @@ def feature_loss(predicted: Tensor, actual: Tensor, *, detach_target: bool = Tru
     """
     target = actual[:, 1:].detach() if detach_target else actual[:, 1:]
     return F.mse_loss(predicted[:, :-1], target)
+
+
+def labels_of(segments: Iterable[Segment], task: str) -> Tensor:
+    """int64 (N,): every label of the task that the segments have, several of a segment too."""
+    found = []
+    for segment in segments:
+        label = segment.labels.get(task)
+        found += () if label is None else label if isinstance(label, tuple) else (label,)
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def class_weights_of(labels: Tensor, classes: int) -> Tensor:

@@ -379,6 +379,8 @@ def random_batch(recipe: Recipe, specs: list[Any], model: Any, size: int) -> dic
         labels[task] = torch.randint(count, (size,), generator=generator)
     return {
         "id": [str(n) for n in range(size)],
+        "epoch": torch.zeros(size, dtype=torch.int64),
+        "index": torch.arange(size),
         "streams": streams,
         "masks": {name: torch.ones(pairs.get(name, x).shape[:2], dtype=torch.bool) for name, x in streams.items()},
         "pairs": pairs,

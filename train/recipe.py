@@ -252,7 +252,8 @@ class Loss:
         gets a second classifier for each task, which is left out in tests; with `Head.transition` it is all that the
         head learns. For any head that anticipates.
     balance: "none", "class" (segments drawn so that classes are equally likely), or "loss" (cross-entropy weighted by
-        1 / frequency). balance_task: whose classes.
+        1 / frequency, what holds for "bce"; the mean of a loss is over the segments computed at a time, by their
+        weights). balance_task: whose classes.
     distance: distance-weighted sampling of pairs, instead of balance "class".
     """
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from actionfuse.fusion import Output
-from actionfuse.train.losses import UNKNOWN, class_weights_of, feature_loss, task_loss, total_loss
+from actionfuse.pipeline.annotations import Segment
+from actionfuse.train.losses import UNKNOWN, class_weights_of, feature_loss, labels_of, task_loss, total_loss
 from actionfuse.train.recipe import Loss
 
 CLASSES = {"verb": 4, "noun": 3}
@@ -71,6 +72,23 @@ def test_class_weights_balance():
     each = [naive_cross_entropy(logits[i : i + 1], labels[i : i + 1]) for i in range(4)]
     wanted = sum(weights[label].item() * loss for label, loss in zip([0, 0, 0, 2], each, strict=True)) / 3.0
     assert task_loss(logits, labels, weight=weights).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weights_of_mixed_labels_count_as_those_of_single_ones():
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 0, 0, 2, 1, UNKNOWN])
+    weights = class_weights_of(labels, 4)
+    soft = torch.where(
+        (labels == UNKNOWN)[:, None], float(UNKNOWN), torch.nn.functional.one_hot(labels.clamp(min=0), 4)
+    )
+    assert task_loss(logits, soft, weight=weights).item() == pytest.approx(
+        task_loss(logits, labels, weight=weights).item(), rel=1e-5
+    )
+
+
+def test_several_labels_of_a_segment_all_count():
+    segments = [Segment("v", 0, 1, str(n), labels) for n, labels in enumerate([{"a": (0, 2)}, {}, {"a": 2}])]
+    assert labels_of(segments, "a").tolist() == [0, 2, 2]
+    assert class_weights_of(labels_of(segments, "a"), 4).tolist() == pytest.approx([4 / 3, 0, 2 / 3, 0])
 
 
 def test_the_total_is_the_sum_of_its_named_parts():
