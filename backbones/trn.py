@@ -1,9 +1,10 @@
 """TRN: relations between ordered frames (Zhou, Andonian, Oliva and Torralba, ECCV 2018, arXiv:1711.08496).
 
 `trn:NETWORK` reads the T frames of the clip as one relation, `mtrn:NETWORK` sums relations of 2 to T frames. Every
-frame goes through any image network of timm, its pooled features are projected to 256 numbers, and an MLP reads those
-of k frames in order. Maps are the trunk's; the relations are in `classify`, so that whole checkpoints load.
-Source: epic-kitchens/C1-Action-Recognition-TSN-TRN-TSM, whose files load, after zhoubolei/TRN-pytorch.
+frame goes through any image network of timm, or bninception or inception_v3 (tsn-pytorch's, with 299 pixels), its
+pooled features are projected to 256 numbers, and an MLP reads those of k frames in order. Maps are the trunk's; the
+relations are in `classify`, so that whole checkpoints load.
+Sources: zhoubolei/TRN-pytorch and epic-kitchens/C1-Action-Recognition-TSN-TRN-TSM, whose files load.
 Differs: tests of the public code draw 3 relations of each length at random, and give other logits each time. Here they
 are their expectation: 3 times the mean over all of that length. `random_test=True` draws them. The last linear layers
 of all lengths are one, on what they read side by side.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import combinations
 from math import comb
@@ -22,15 +24,21 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from . import bninception, inception_v3
+from ._inception import Inception, caffe_spec
 from ._resnets import bare, is_epic
-from .contract import IMAGENET_MEAN, Layout, Stream, register
-from .convert import published, rename
+from .contract import IMAGENET_MEAN, Backbone, Layout, Stream, register
+from .convert import load_weights, published, rename
 from .frame_models import EPIC_TASKS, TSN_SPEC, FrameModel, load_frame_weights
 
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
 PER_LENGTH = 3  # relations of each length that are summed
 MOST_FRAMES = 16  # 65 519 relations
 Choose = Callable[[int, int], Sequence[int]]
+
+
+INCEPTIONS = ("bninception", "inception_v3")
+_INCEPTION_V3_CROP = 299
 
 
 def _draw(count: int, wanted: int) -> Sequence[int]:
@@ -81,6 +89,31 @@ class RelationHead(nn.Module):
         return self.classifier(self.relations(self.project(self.dropout(pooled))))
 
 
+def _check_frames(frames: int, multi_scale: bool) -> None:
+    if not 2 <= frames <= (MOST_FRAMES if multi_scale else frames):
+        raise ValueError(f"frames is {frames}; relations need at least 2, and of all lengths at most {MOST_FRAMES}")
+
+
+def _make_head(
+    pooled: int, *, multi_scale: bool, frames: int, features: int, dropout: float, random_test: bool
+) -> RelationHead:
+    lengths = range(frames, 1, -1) if multi_scale else (frames,)
+    relations = Relations(features, frames, lengths, 256 if multi_scale else 512, random_test=random_test)
+    return RelationHead(pooled, features, dropout, relations)
+
+
+def _relate(backbone: Backbone, head: RelationHead, pooled: Tensor) -> Tensor:
+    """Pooled features (B, T, D) -> (B, num_classes), where there is a classifier and T is what it was built for."""
+    if not backbone.num_classes:
+        raise ValueError("this TRN has no classifier: build it with num_classes or weights that carry one")
+    if pooled.shape[1] != backbone.input_spec.frames:
+        raise ValueError(
+            f"the clips have {pooled.shape[1]} frames, and this TRN reads relations of {backbone.input_spec.frames}; "
+            f"build it with frames={pooled.shape[1]}"
+        )
+    return head(pooled)
+
+
 class TRN(FrameModel):
     """(B, C, T, H, W) -> the trunk's maps (B, D, T, h, w); logits need the number of frames it was built for.
 
@@ -103,13 +136,16 @@ class TRN(FrameModel):
         random_test: bool = False,
     ) -> None:
         super().__init__(network, stream=stream, frames=frames, crop=crop, flow_stack=flow_stack)
-        if not 2 <= frames <= (MOST_FRAMES if multi_scale else frames):
-            raise ValueError(f"frames is {frames}; relations need at least 2, and of all lengths at most {MOST_FRAMES}")
-        self.multi_scale = multi_scale
+        _check_frames(frames, multi_scale)
         self.min_size = (frames, *self.min_size[1:])
-        lengths = range(frames, 1, -1) if multi_scale else (frames,)
-        relations = Relations(features, frames, lengths, 256 if multi_scale else 512, random_test=random_test)
-        self.head = RelationHead(int(self.network.head_hidden_size), features, dropout, relations)
+        self.head = _make_head(
+            int(self.network.head_hidden_size),
+            multi_scale=multi_scale,
+            frames=frames,
+            features=features,
+            dropout=dropout,
+            random_test=random_test,
+        )
         self.classifier_weight = "head.classifier.weight"
         convert = partial(_from_published, multi_scale)
         self.layouts = (
@@ -120,19 +156,43 @@ class TRN(FrameModel):
 
     def _logits(self, features: Tensor, batch: int) -> Tensor:
         """What the trunk gives for all frames -> (B, num_classes)."""
-        if not self.num_classes:
-            raise ValueError("this TRN has no classifier: build it with num_classes or weights that carry one")
         pooled = self.network.forward_head(features, pre_logits=True).unflatten(0, (batch, -1))
-        if pooled.shape[1] != self.input_spec.frames:
-            raise ValueError(
-                f"the clips have {pooled.shape[1]} frames, and this TRN reads relations of {self.input_spec.frames}; "
-                f"build it with frames={pooled.shape[1]}"
-            )
-        return self.head(pooled)
+        return _relate(self, self.head, pooled)
 
     def reset_classifier(self, num_classes: int) -> None:
         self.set_classes(num_classes)
         self.head.classifier = nn.Linear(self.head.relations.outputs, num_classes) if num_classes else None
+
+
+class _Relating(Inception):
+    """An Inception whose classifier is that of TRN. Its class is made together with that of the trunk, below."""
+
+    classifier_weight = "head.classifier.weight"
+    head: RelationHead | None
+
+    def relate(self, head: RelationHead, num_classes: int) -> None:
+        self.head = head
+        self.reset_classifier(num_classes)
+
+    def classify(self, maps: Tensor) -> Tensor:
+        assert self.head is not None
+        return _relate(self, self.head, maps.mean((3, 4)).transpose(1, 2))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.set_classes(num_classes)
+        head = getattr(self, "head", None)
+        if head is None:  # the trunk is being built
+            self.head = None
+            return
+        head.classifier = nn.Linear(head.relations.outputs, num_classes) if num_classes else None
+
+
+class BNInceptionTRN(_Relating, bninception.BNInception):
+    """TRN on BNInception; see TRN."""
+
+
+class InceptionV3TRN(_Relating, inception_v3.InceptionV3):
+    """TRN on Inception-v3; see TRN."""
 
 
 def _is_published(state: Mapping[str, Tensor]) -> bool:
@@ -173,6 +233,17 @@ def _from_published(multi_scale: bool, state: Mapping[str, Tensor]) -> dict[str,
     return ours
 
 
+def _from_inception(
+    trunk: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], multi_scale: bool, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Names of the trunk by its own converter, of the rest by TRN's. The trunk's classifier of images is left out."""
+    state = bare(state)
+    unused = tuple(f"base_model.{head}." for head in ("fc", "last_linear", "top_cls_fc"))
+    inside = {key: x for key, x in state.items() if key.startswith("base_model.") and not key.startswith(unused)}
+    rest = {key: x for key, x in state.items() if not key.startswith("base_model.")}
+    return {**trunk(inside), **_from_published(multi_scale, rest)}
+
+
 PUBLISHED = published(
     Layout(
         name="TRN-pytorch (trn, mtrn)",
@@ -190,12 +261,66 @@ EPIC = Layout(
 )
 
 
+def _networks(pattern: str) -> list[str]:
+    return [name for name in INCEPTIONS if fnmatchcase(name, pattern)] + timm.list_models(pattern)
+
+
+def _build(
+    network: str,
+    *,
+    multi_scale: bool,
+    stream: Stream,
+    num_classes: int,
+    weights: str | Path | None,
+    frames: int,
+    crop: int,
+    flow_stack: int,
+    features: int,
+    dropout: float,
+    random_test: bool,
+) -> TRN | _Relating:
+    if network not in INCEPTIONS:
+        backbone = TRN(
+            network,
+            multi_scale=multi_scale,
+            stream=stream,
+            num_classes=num_classes,
+            frames=frames,
+            crop=crop,
+            flow_stack=flow_stack,
+            features=features,
+            dropout=dropout,
+            random_test=random_test,
+        )
+        return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
+    _check_frames(frames, multi_scale)
+    if network == "bninception":
+        make, trunk = BNInceptionTRN, bninception
+    else:
+        make, trunk = InceptionV3TRN, inception_v3
+        crop = crop or _INCEPTION_V3_CROP
+    layout = replace(PUBLISHED, convert=partial(_from_inception, trunk.from_published, multi_scale), spec={})
+    spec = caffe_spec(stream, frames=frames, crop=crop, flow_stack=flow_stack)
+    inception = make(spec=spec, layouts=(layout,), dropout=dropout)
+    inception.min_size = (frames, *inception.min_size[1:])
+    head = _make_head(
+        inception.feature_dim,
+        multi_scale=multi_scale,
+        frames=frames,
+        features=features,
+        dropout=dropout,
+        random_test=random_test,
+    )
+    inception.relate(head, num_classes)
+    return load_weights(inception, weights, num_classes=num_classes)
+
+
 @register(
     "trn",
     paper="Zhou et al., ECCV 2018",
     streams=STREAMS,
-    weights_from="EPIC-KITCHENS C1 TRN, TRN-pytorch with timm's networks",
-    networks=timm.list_models,
+    weights_from="EPIC-KITCHENS C1 TRN, TRN-pytorch",
+    networks=_networks,
 )
 def trn(
     *,
@@ -208,28 +333,29 @@ def trn(
     flow_stack: int = 5,
     features: int = 256,
     dropout: float = 0.7,
-) -> TRN:
+) -> TRN | _Relating:
     """One relation of all `frames` frames. Options as in TRN and FrameModel."""
-    backbone = TRN(
+    return _build(
         network,
         multi_scale=False,
         stream=stream,
         num_classes=num_classes,
+        weights=weights,
         frames=frames,
         crop=crop,
         flow_stack=flow_stack,
         features=features,
         dropout=dropout,
+        random_test=False,
     )
-    return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
 
 
 @register(
     "mtrn",
     paper="Zhou et al., ECCV 2018",
     streams=STREAMS,
-    weights_from="EPIC-KITCHENS C1 TRN (its released files), TRN-pytorch with timm's networks",
-    networks=timm.list_models,
+    weights_from="EPIC-KITCHENS C1 TRN (its released files), TRN-pytorch",
+    networks=_networks,
 )
 def mtrn(
     *,
@@ -243,13 +369,14 @@ def mtrn(
     features: int = 256,
     dropout: float = 0.7,
     random_test: bool = False,
-) -> TRN:
+) -> TRN | _Relating:
     """Relations of 2 to `frames` frames. Options as in TRN and FrameModel."""
-    backbone = TRN(
+    return _build(
         network,
         multi_scale=True,
         stream=stream,
         num_classes=num_classes,
+        weights=weights,
         frames=frames,
         crop=crop,
         flow_stack=flow_stack,
@@ -257,4 +384,3 @@ def mtrn(
         dropout=dropout,
         random_test=random_test,
     )
-    return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)

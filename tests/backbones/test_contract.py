@@ -39,6 +39,7 @@ LIBRARY_NETWORKS: dict[str, dict[str, object]] = {
     "tsm:resnet18": {},
     "gsf:resnet18": {},
     "gsm:bninception": {},
+    "mtrn:bninception": {"frames": 4},
     "gsf:inception_v3": {"percent": 50},
     "tsm:resnet26": {"place": "block", "temporal_pool": True, "non_local": True},
 }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from actionfuse.backbones import create_backbone
+from actionfuse.backbones import create_backbone, pool_space
 from actionfuse.backbones.convert import install
 
 CASES = golden_cases.available("recognition", "epic_trn_rgb", "epic_trn_flow", "epic_mtrn_rgb", "epic_mtrn_flow")
@@ -132,3 +132,47 @@ def test_epic_weights_bring_their_std():
     network = create_backbone("trn:resnet50")
     layout = next(layout for layout in network.layouts if layout.recognises(dict(case.weights())))
     assert layout.spec["std"] == (0.485, 0.456, 0.406)
+
+
+def test_the_published_trunk_is_bninception(tmp_path):
+    """Files of TRN-pytorch: three frames one by one through the trunk, then the relation of three and all of two."""
+    torch.manual_seed(0)
+    trunk = {k.removeprefix("rgb."): x for k, x in golden_cases.load_case("tbn_epic55").weights().items()}
+    trunk = {k: x for k, x in trunk.items() if "." in k and not k.startswith(("flow.", "spec.", "fusion", "class"))}
+    project, scales = nn.Linear(1024, 256), [relation(256, length, 5) for length in (3, 2)]
+    state = {f"base_model.{key}": x for key, x in trunk.items()}
+    state |= {f"new_fc.{key}": x for key, x in project.state_dict().items()}
+    for number, scale in enumerate(scales):
+        state |= {f"consensus.fc_fusion_scales.{number}.{key}": x for key, x in scale.state_dict().items()}
+    torch.save({"state_dict": {f"module.{key}": x for key, x in state.items()}, "epoch": 9}, tmp_path / "trn.pth.tar")
+    torch.save(trunk, tmp_path / "trunk.pth")
+    network = create_backbone("mtrn:bninception", frames=3, weights=tmp_path / "trn.pth.tar")
+    plain = create_backbone("bninception", frames=3, weights=tmp_path / "trunk.pth")
+    clips = 50 * torch.randn(1, 3, 3, 64, 64)
+    with torch.inference_mode():
+        maps, logits = network.forward_and_classify(clips)
+        torch.testing.assert_close(maps, plain(clips))
+        features = project(pool_space(maps))[0]
+        want = scales[0](features.flatten())
+        for pair in combinations(range(3), 2):
+            want = want + scales[1](features[list(pair)].flatten())
+    torch.testing.assert_close(logits[0], want)
+    assert network.num_classes == 5
+    assert network.input_spec == plain.input_spec
+    with pytest.raises(ValueError, match="weights of mtrn:NETWORK, and this is trn:NETWORK"):
+        create_backbone("trn:bninception", frames=3, weights=tmp_path / "trn.pth.tar")
+
+
+def test_inception_v3_sees_299_pixels():
+    with torch.device("meta"):
+        network = create_backbone("trn:inception_v3", num_classes=4)
+    assert (network.input_spec.crop, network.input_spec.resize_side, network.input_spec.channel_order) == (
+        299,
+        341,
+        "bgr",
+    )
+    _, logits = network.forward_and_classify(torch.empty(2, 3, 8, 75, 75, device="meta"))
+    assert logits.shape == (2, 4)
+    network.reset_classifier(0)
+    with pytest.raises(ValueError, match="no classifier"):
+        network.classify(torch.empty(2, 2048, 8, 1, 1, device="meta"))
