@@ -38,6 +38,8 @@ def convolve(
             # makes, from im2col for all but single small clips. With a stride it makes that choice anyway.
             spread = tuple(2 if size == 1 else step for size, step in zip(weight.shape[2:], dilation, strict=True))
         if not _watched(maps):
+            if dims == 3 and weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last_3d):
+                maps = maps.contiguous()
             return torch.mkldnn_convolution(maps, weight, bias, padding, stride, spread, groups)
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
             dilation = spread
@@ -74,9 +76,15 @@ def _forward(layer: nn.Conv2d | nn.Conv3d, maps: Tensor, weight: Tensor, bias: T
 
 
 def use_onednn(module: nn.Module) -> None:
-    """Let every plain convolution in `module` go through `convolve`, in place. Keys and parameters stay."""
+    """Let every convolution in `module` that computes as torch's go through `convolve`, in place. Keys and parameters
+    stay."""
     for layer in module.modules():
-        if type(layer) is nn.Conv3d:
+        kind = type(layer)  # torchvision's r3d_18 has kinds of its own, which compute nothing else
+        if isinstance(layer, nn.Conv3d) and _computes_as(kind, nn.Conv3d):
             layer.__class__ = Conv3d
-        elif type(layer) is nn.Conv2d:
+        elif isinstance(layer, nn.Conv2d) and _computes_as(kind, nn.Conv2d):
             layer.__class__ = Conv2d
+
+
+def _computes_as(kind: type, plain: type) -> bool:
+    return all(getattr(kind, name) is getattr(plain, name) for name in ("__call__", "forward", "_conv_forward"))

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from actionfuse.backbones import create_backbone
 from actionfuse.backbones._conv_norm import conv_norm
-from actionfuse.backbones._convolution import _ONEDNN, convolve, use_onednn
+from actionfuse.backbones._convolution import _ONEDNN, Conv2d, convolve, use_onednn
+from actionfuse.backbones._stage_net import channels_last
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,9 @@ def test_numbers_and_gradients_are_those_of_torch(batch, size, kernel, options, 
 
 
 @pytest.mark.skipif(not _ONEDNN, reason="no oneDNN for this processor")
-@pytest.mark.parametrize(("name", "frames", "size"), [("slow_r50", 2, 32), ("i3d", 8, 32), ("tsn:resnet26", 2, 32)])
+@pytest.mark.parametrize(
+    ("name", "frames", "size"), [("slow_r50", 2, 32), ("i3d", 8, 32), ("tsn:resnet26", 2, 32), ("r3d_18", 2, 16)]
+)
 def test_no_layer_of_a_single_clip_goes_through_im2col(name, frames, size):
     backbone = create_backbone(name)
     clips = torch.randn(1, 3, frames, size, size)
@@ -69,6 +72,41 @@ def test_no_layer_of_a_single_clip_goes_through_im2col(name, frames, size):
     operators = {event.key for event in seen.key_averages()}
     assert "aten::mkldnn_convolution" in operators
     assert not [name for name in operators if "slow_conv" in name or "thnn" in name]
+
+
+def test_large_kernels_and_their_gradients_stay_channels_first():
+    """A channels-last gradient of theirs is copied twice; small kernels are laid out as the maps."""
+    large, small = nn.Conv3d(640, 176, 3, padding=1), nn.Conv3d(176, 8, 3, padding=1)
+    layers = nn.Sequential(large, small)
+    channels_last(layers)
+    use_onednn(layers)
+    assert large.weight.is_contiguous() and not small.weight.is_contiguous()
+    assert small.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    maps = torch.randn(1, 640, 1, 3, 3).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        layers(maps).square().mean().backward()
+    turned = [event for event in seen.events() or () if event.name == "aten::copy_"]
+    assert not [event for event in turned if list(large.weight.shape) in event.input_shapes]
+    ours = [maps.grad, *(weight.grad for weight in layers.parameters())]
+    exact = nn.Sequential(nn.Conv3d(640, 176, 3, padding=1), nn.Conv3d(176, 8, 3, padding=1)).double()
+    exact.load_state_dict(layers.state_dict())
+    double = maps.detach().double().requires_grad_()
+    exact(double).square().mean().backward()
+    for mine, want in zip(ours, [double.grad, *(weight.grad for weight in exact.parameters())], strict=True):
+        torch.testing.assert_close(mine.double(), want, rtol=1e-4, atol=1e-6)
+
+
+def test_kinds_of_convolutions_that_compute_something_else_stay():
+    class Doubled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    class Named(nn.Conv2d):
+        pass
+
+    layers = nn.Sequential(Doubled(2, 2, 1), Named(2, 2, 1))
+    use_onednn(layers)
+    assert [type(layer) for layer in layers] == [Doubled, Conv2d]
 
 
 @pytest.mark.parametrize(("size", "inside"), [(2, False), (4, True), (12, True)])
