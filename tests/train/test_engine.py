@@ -48,6 +48,21 @@ def state_of(run: Path) -> dict:
     }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(root, tmp_path_factory):
+    """What a run ends with that nobody stopped, by the changes of its recipe; each is trained once."""
+    known = {}
+
+    def of(**changes):
+        if repr(changes) not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            train(toy_recipe(root, **changes), folder)
+            known[repr(changes)] = state_of(folder)
+        return known[repr(changes)]
+
+    return of
+
+
 def equal(first, second, path=""):
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), path
@@ -91,34 +106,30 @@ def _train_and_die(recipe, folder, at_step):
 
 @pytest.mark.parametrize(("at_step", "save_steps"), [(15, None), (9, 4), (16, 3)])
 @pytest.mark.parametrize("options", [{}, {"augment__mixup": 0.4, "optim__name": "sgd", "augment__repeats": 2}])
-def test_killed_and_resumed_is_the_same_run(root, tmp_path, at_step, save_steps, options):
-    recipe = toy_recipe(root, run__save_steps=save_steps, head__options={"dropout": 0.3}, **options)
-    train(recipe, tmp_path / "whole")
-    child = multiprocessing.get_context("fork").Process(
-        target=_train_and_die, args=(recipe, tmp_path / "killed", at_step)
-    )
+def test_killed_and_resumed_is_the_same_run(root, tmp_path, undisturbed, at_step, save_steps, options):
+    options = {"head__options": {"dropout": 0.3}, **options}
+    recipe = toy_recipe(root, run__save_steps=save_steps, **options)
+    child = multiprocessing.get_context("fork").Process(target=_train_and_die, args=(recipe, tmp_path, at_step))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    train(recipe, tmp_path / "killed")
-    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "killed"))
+    train(recipe, tmp_path)
+    equal(undisturbed(**options), state_of(tmp_path))
 
 
-def test_a_damaged_checkpoint_costs_steps_and_no_bits(root, tmp_path):
+def test_a_damaged_checkpoint_costs_steps_and_no_bits(root, tmp_path, undisturbed):
     recipe = toy_recipe(root, run__save_steps=4, run__keep=3)
-    train(recipe, tmp_path / "whole")
-    train(recipe, tmp_path / "hurt")
-    last = checkpoint.latest_checkpoint(tmp_path / "hurt")
+    train(recipe, tmp_path)
+    last = checkpoint.latest_checkpoint(tmp_path)
     (last / "training.pt").write_bytes(b"half")
     with pytest.warns(UserWarning, match="damaged"):
-        train(recipe, tmp_path / "hurt")
-    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "hurt"))
+        train(recipe, tmp_path)
+    equal(undisturbed(), state_of(tmp_path))
 
 
-def test_a_signal_saves_and_the_same_call_goes_on(root, tmp_path):
+def test_a_signal_saves_and_the_same_call_goes_on(root, tmp_path, undisturbed):
     recipe = toy_recipe(root)
-    train(recipe, tmp_path / "whole")
-    trainer = Trainer(recipe, tmp_path / "stopped", quiet=True)
+    trainer = Trainer(recipe, tmp_path, quiet=True)
     write = trainer.log.step
 
     def step(row, **times):
@@ -130,14 +141,12 @@ def test_a_signal_saves_and_the_same_call_goes_on(root, tmp_path):
     with pytest.raises(Preempted):
         trainer.run()
     assert trainer.progress.step == 8 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    train(recipe, tmp_path / "stopped")
-    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+    train(recipe, tmp_path)
+    equal(undisturbed(), state_of(tmp_path))
 
 
-def test_a_signal_in_a_test_is_not_lost(root, tmp_path, monkeypatch):
-    recipe = toy_recipe(root)
-    train(recipe, tmp_path / "whole")
-    trainer = Trainer(recipe, tmp_path / "stopped", quiet=True)
+def test_a_signal_in_a_test_is_not_lost(root, tmp_path, undisturbed, monkeypatch):
+    trainer = Trainer(toy_recipe(root), tmp_path, quiet=True)
     tick = trainer._tick
 
     def ask(segments):
@@ -151,7 +160,7 @@ def test_a_signal_in_a_test_is_not_lost(root, tmp_path, monkeypatch):
             trainer.run()
     assert (trainer.progress.epoch, trainer.progress.in_epoch) == (1, trainer.steps_per_epoch)
     trainer.run()  # as after Ctrl-C in a notebook
-    equal(state_of(tmp_path / "whole"), state_of(tmp_path / "stopped"))
+    equal(undisturbed(), state_of(tmp_path))
 
 
 GROUP = """

@@ -106,23 +106,23 @@ def test_views_are_averaged_as_asked(tmp_path, average):
     assert results_of(tmp_path / "one.json") == best
 
 
-def test_two_processes_write_the_same_files_as_one(toy, tmp_path):
+def test_two_processes_write_the_same_files_as_one(toy, tmp_path, capsys):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, torch\nsys.path.insert(0, sys.argv[1])\ntorch.set_num_threads(1)\nimport toy_training\n"
         "from actionfuse.cli import run\nrun(sys.argv[2:])\n"
     )
     call = ["evaluate", str(toy / "a"), str(toy / "b"), "data.limit=11", "task.kind=recognition"]
-    code = []
-    for name, launcher in {
-        "one": [sys.executable],
-        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    }.items():
-        files = [f"--json={tmp_path / name}.json", f"--csv={tmp_path / name}.csv", f"--scores={tmp_path / name}.npz"]
-        words = [*launcher, str(script), str(Path(__file__).parent.parent), *call, *files]
-        done = subprocess.run(words, capture_output=True, text=True)
-        code.append((done.returncode, done.stdout, done.stderr if done.returncode else ""))
-    assert code[0] == code[1] and code[0][0] == 0, code
+
+    def files(name):
+        return [f"--json={tmp_path / name}.json", f"--csv={tmp_path / name}.csv", f"--scores={tmp_path / name}.npz"]
+
+    assert main([*call, *files("one")]) == 0
+    told = capsys.readouterr().out
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launcher, str(script), str(Path(__file__).parent.parent), *call, *files("two")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == told, done.stderr
     for kind in ("json", "csv"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
     for one, two in zip(load_members(tmp_path / "one.npz"), load_members(tmp_path / "two.npz"), strict=True):
