@@ -27,6 +27,13 @@ B = TypeVar("B", bound=Backbone)
 WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 # Put before every key by DistributedDataParallel and torch.compile.
 PREFIXES = ("module.", "_orig_mod.")
+# How files begin that downloads leave in place of weights.
+_NOT_WEIGHTS = {
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "a page of xml",
+    b"version https://git-lfs": "a pointer of Git LFS",
+}
 # Constants of the architecture or mere counters: the module has its own, a file need not.
 CONSTANTS = ("relative_position_index",)
 COUNTERS = ("num_batches_tracked",)
@@ -44,7 +51,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(64)
+    for beginning, what in _NOT_WEIGHTS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise ValueError(f"{path} is {what}, not the weights that it stands for; fetch the file itself")
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         try:
             return _plain(load_file(path))
@@ -65,7 +75,13 @@ def unwrap(content: object, *, what: str) -> dict[str, Tensor]:
         content = inner
     tensors = dict(_flatten(content)) if isinstance(content, Mapping) else {}
     if not tensors:
-        raise ValueError(f"{what} holds no named tensors; the weights of a network are a dictionary of them")
+        held = f"It is a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            held = f"It holds {', '.join(map(str, list(content)[:10])) or 'nothing'}"
+        raise ValueError(
+            f"{what} holds no named tensors, which are looked for at its top and under {', '.join(WRAPPERS)}. {held}. "
+            "Where the weights are elsewhere in it, save them alone, torch.save(content[...], path), and give that file"
+        )
     return _plain(tensors)
 
 

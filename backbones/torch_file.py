@@ -55,11 +55,17 @@ def read_torch(path: Path) -> object:
             name = unknown[1] if unknown else ""
             name = name if "." in name else f"builtins.{name}"
             if not name.startswith(_SETTINGS) or name in nothing:
+                refused = re.search(r"GLOBAL (\S+)", str(error))
+                names = f" (it names {refused[1]})" if refused else ""
                 raise ValueError(
-                    f"{path} holds more than tensors and numbers, and reading that would run code from the file. Where "
-                    "you trust it, save its tensors alone, torch.save(state_dict, path), and give that file. "
-                    + str(error).splitlines()[0]
+                    f"{path} holds more than tensors and numbers{names}, and reading that would run code from the "
+                    "file. Where you trust it, save its tensors alone, torch.save(state_dict, path), and give that file"
                 ) from error
             nothing[name] = (_Nothing, name)
         except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{path} is no whole torch checkpoint: {error}") from error
+            if "TorchScript" in str(error):
+                raise ValueError(
+                    f"{path} is a TorchScript archive, a program with its weights. Where you trust it, save those "
+                    "alone, torch.save(torch.jit.load(path).state_dict(), path), and give that file"
+                ) from error
+            raise ValueError(f"{path} is no whole torch checkpoint; fetch or save it again: {error}") from error

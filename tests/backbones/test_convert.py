@@ -413,6 +413,33 @@ def test_files_that_are_no_checkpoint(tmp_path, content, name):
         read_checkpoint(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("a.pth", b"<!DOCTYPE html><html><title>Virus scan warning</title>", "is a web page"),
+        ("a.safetensors", b"\n<html><body>404", "is a web page"),
+        ("a.pyth", b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a page of xml"),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+    ],
+)
+def test_what_downloads_leave_in_place_of_weights(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{says}, not the weights.*fetch the file itself"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_weights_in_other_places_are_told(tmp_path):
+    torch.save({"ema": {"fc.weight": torch.ones(2)}, "epoch": 3}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="under state_dict, model_state.* It holds ema, epoch. .*save them alone"):
+        read_checkpoint(tmp_path / "a.pth")
+    torch.save([torch.ones(2)], tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="It is a list"):
+        read_checkpoint(tmp_path / "a.pth")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "a.pt"))
+    with pytest.raises(ValueError, match="TorchScript archive.*state_dict"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
 def test_half_a_checkpoint(tmp_path):
     torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
     save_file({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
