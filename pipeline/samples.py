@@ -11,9 +11,11 @@ says so.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import signal
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -402,6 +404,15 @@ def _begin_worker(_: int, single_threaded: bool) -> None:
         cv2.setNumThreads(1)
 
 
+def _end_workers(loader: weakref.ref[DataLoader]) -> None:
+    """At the end of a program whose loader still lives: its workers leave the SIGTERM that they get then to the parent,
+    which would wait for them forever.
+    """
+    iterator: Any = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def make_loader(
     dataset: SegmentDataset,
     *,
@@ -432,4 +443,6 @@ def make_loader(
     )
     if shared is not None:
         shared.watch(loader)
+    if num_workers:
+        atexit.register(_end_workers, weakref.ref(loader))
     return loader

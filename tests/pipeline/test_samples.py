@@ -3,6 +3,8 @@
 import math
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -672,6 +674,21 @@ def test_samples_do_not_depend_on_workers(mixed, expected, workers, method):
     sampler.set_epoch(1, start_index=4)
     assert fingerprint(loader) == expected[1][1:]
     del loader
+
+
+def test_a_program_may_end_while_its_loader_lives(folder):
+    """Workers ignore a first SIGTERM, and a second one that comes at once is the same one."""
+    code = f"""
+from actionfuse.pipeline.annotations import Segment
+from actionfuse.pipeline.samples import EpochSampler, SegmentDataset, StreamSpec, make_loader
+segments = [Segment("a.mp4", 0.0, 1.0, str(k)) for k in range(8)]
+dataset = SegmentDataset(segments, [StreamSpec(stream="rgb", frames=2)], root={str(folder)!r})
+loader = make_loader(dataset, batch_size=1, sampler=EpochSampler(8, seed=0), num_workers=2)
+batches = iter(loader)
+print(next(batches)["index"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
 
 
 def test_plain_indices_are_of_the_epoch_that_was_set(mixed):
