@@ -64,15 +64,15 @@ def test_networks_match_the_public_ones(area, name):
         case.check_output("y", logits[:, : want.shape[1]], rtol=1e-5)
         return
     # The weights of the gain cases make gates steep, and rounding grows through them. The same network in float64 tells
-    # by how much: the stored float32 result is itself 4e-4 away from it, ours 3e-4 to 5e-4 by the order in which the
-    # machine adds. Stored and ours agree to 9e-5 in one order and to 2e-4 in others, so that 1e-4 says nothing.
+    # by how much: stored float32 results are themselves 5e-5 to 4e-4 away from it, and ours 4e-5 to 5e-4 by the order in
+    # which the machine adds. Another network would be away by 1e-2 or more.
     double = network.double()
     with torch.inference_mode():
         exact = double.get_submodule("head")(pool_space(double(clips.double())).flatten(0, 1))[:, : want.shape[1]]
     span = exact.abs().max()
     stored, ours = ((x.double() - exact).abs().max() / span for x in (want, logits[:, : want.shape[1]]))
-    assert 1e-4 < stored < 6e-4
-    assert ours < 1.5 * stored
+    assert stored < 6e-4
+    assert ours < max(1.5 * stored, 3e-4)
 
 
 @pytest.mark.parametrize("name", golden_cases.available("recognition", "gsf_resnet50"))
