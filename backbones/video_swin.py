@@ -148,12 +148,31 @@ def _convert(state: Mapping[str, Tensor], *, depth: bool, head: Head) -> dict[st
     return rename(state, *rules)
 
 
+def _inflate(state: Mapping[str, Tensor], *, window_frames: int) -> dict[str, Tensor]:
+    """Keys and shapes of an image Swin to those of the video's (section 3.4 of the paper): the patch embedding twice
+    over time, each half as strong, and the table of relative positions once for each offset in time.
+    """
+    state = {key: tensor for key, tensor in state.items() if not key.endswith(("attn_mask", "position_index"))}
+    patches = state["patch_embed.proj.weight"][:, :, None]
+    state["patch_embed.proj.weight"] = patches.repeat(1, 1, 2, 1, 1) / 2
+    for key, tensor in state.items():
+        if key.endswith("relative_position_bias_table"):
+            state[key] = tensor.repeat(2 * window_frames - 1, 1)
+    return _convert(state, depth=False, head="video")
+
+
+def _is_image_swin(state: Mapping[str, Tensor]) -> bool:
+    patches = state.get("patch_embed.proj.weight")
+    return "layers.0.blocks.0.attn.qkv.weight" in state and patches is not None and patches.ndim == 4
+
+
 def _has(key: str, state: Mapping[str, Tensor]) -> bool:
     return key in state
 
 
-def layouts_for(*, depth: bool, head: Head) -> tuple[Layout, ...]:
-    """The published layouts, read for a network that eats depth or not, with the head of one kind of input."""
+def layouts_for(*, depth: bool, head: Head, window_frames: int) -> tuple[Layout, ...]:
+    """The published layouts, read for a network that eats depth or not, with the head of one kind of input and so many
+    patches in time in a window of attention."""
     ours = partial(_convert, depth=depth, head=head)
     block, blocks = "layers.0.blocks.0.attn.qkv.weight", "features.0.0.attn.qkv.weight"
     return (
@@ -166,6 +185,11 @@ def layouts_for(*, depth: bool, head: Head) -> tuple[Layout, ...]:
             name="Omnivore, trunk and heads (omnivore_swin_*)", recognises=partial(_has, f"trunk.{block}"), convert=ours
         ),
         Layout(
+            name="Swin-Transformer of images, inflated (swin3d_*)",
+            recognises=_is_image_swin,
+            convert=partial(_inflate, window_frames=window_frames),
+        ),
+        Layout(
             name="bare trunk of Video-Swin or Omnivore (swin3d_*, omnivore_swin_*)",
             recognises=partial(_has, block),
             convert=ours,
@@ -174,7 +198,7 @@ def layouts_for(*, depth: bool, head: Head) -> tuple[Layout, ...]:
     )
 
 
-for _layout in layouts_for(depth=False, head="video"):
+for _layout in layouts_for(depth=False, head="video", window_frames=8):
     published(_layout)
 
 
@@ -195,7 +219,7 @@ def _build(
     backbone = VideoSwin(
         size,
         spec=stream_spec(spec, stream),
-        layouts=layouts_for(depth=stream == "rgbd", head=head),
+        layouts=layouts_for(depth=stream == "rgbd", head=head, window_frames=size.window[0]),
         num_classes=num_classes,
         stochastic_depth=stochastic_depth,
     )
@@ -248,7 +272,7 @@ def _omnivore(
     return _build(size, OMNIVORE_SPEC, stream, num_classes, weights, frames, crop, stochastic_depth, taken)
 
 
-FROM_VIDEO_SWIN = "torchvision ('pretrained'), Video-Swin-Transformer (mmaction)"
+FROM_VIDEO_SWIN = "torchvision ('pretrained'), Video-Swin-Transformer (mmaction), Swin-Transformer (images)"
 
 
 @register("swin3d_t", paper="Liu et al., CVPR 2022", streams=STREAMS, weights_from=FROM_VIDEO_SWIN)

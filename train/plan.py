@@ -36,6 +36,7 @@ KNOWN: Mapping[str, tuple[Mapping[str, int], int | None]] = {
     "epic_kitchens_55": ({"verb": 125, "noun": 352, "action": 2513}, 23493),
     "egtea_gaze_plus": ({"verb": 19, "noun": 51, "action": 106}, 8299),
     "something_else": ({"action": 174}, 54919),
+    "kinetics_400": ({"action": 400}, 240436),
     "charades": ({"action": 157}, None),
     "ntu_rgbd_60": ({"action": 60}, 40320),
     "ntu_rgbd_120": ({"action": 120}, None),

@@ -1,11 +1,14 @@
+import re
+
 import golden_cases
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import swin_transformer
 from torchvision.models import video as tv
 
-from actionfuse.backbones import create_backbone, save_backbone
+from actionfuse.backbones import create_backbone, save_backbone, video_swin
 from actionfuse.backbones.convert import install, recognise
 
 # Rounding differs between processors by about 1e-6 of the greatest value; on one machine the difference is 0.
@@ -155,3 +158,28 @@ def test_output_size_is_the_size_of_the_output():
 def test_a_wrong_head_says_which_there_are():
     with pytest.raises(ValueError, match="'video', 'image' or 'rgbd'"):
         create_backbone("omnivore_swin_t", head="audio")
+
+
+def test_an_image_swin_says_of_a_still_video_what_it_says_of_the_picture(tmp_path):
+    """Every frame of a still video gets equal attention, so the inflated network says what the image's says."""
+    torch.manual_seed(0)
+    image = swin_transformer.SwinTransformer([4, 4], 12, [2, 1, 1, 1], [1, 2, 2, 2], [7, 7], num_classes=5).eval()
+    for parameter in image.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    rules = [(r"features\.0\.0\.", "patch_embed.proj."), (r"features\.0\.2\.", "patch_embed.norm.")]
+    rules += [(rf"features\.{2 * i + 2}\.", f"layers.{i}.downsample.") for i in range(3)]
+    rules += [(rf"features\.{2 * i + 1}\.", f"layers.{i}.blocks.") for i in range(4)]
+    rules += [(r"mlp\.0", "mlp.fc1"), (r"mlp\.3", "mlp.fc2")]
+    state = dict(image.state_dict())
+    for pattern, new in rules:
+        state = {re.sub(pattern, new, key): tensor for key, tensor in state.items()}
+    file = tmp_path / "swin.pth"
+    torch.save({"model": state | {"layers.0.blocks.0.attn_mask": torch.zeros(1)}}, file)
+    size = video_swin.Size(embed_dim=12, depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 2), window=(2, 7, 7))
+    network = video_swin._build(size, video_swin.VIDEO_SWIN_SPEC, "rgb", 0, file, 4, 224, 0.1).eval()
+    assert network.num_classes == 5
+    picture = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        still = picture[:, :, None].expand(-1, -1, 4, -1, -1)
+        told, wanted = network.classify(network(still)), image(picture)
+    torch.testing.assert_close(told, wanted, rtol=1e-4, atol=1e-4)
