@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, TypeVar
@@ -258,6 +258,12 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     # `where` and not a product: what stands in a masked step may be NaN
     kept = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
     return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
+
+
+def one_of(option: str, value: object, choices: Sequence[str]) -> None:
+    """ValueError unless the option's value is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{option} is {value!r}; it is {' or '.join(map(repr, choices))}")
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:

@@ -9,8 +9,8 @@ from typing import get_args
 
 from torch import Tensor
 
+from .contract import one_of
 from .interactive_layout import released_parts
-from .slots import one_of
 from .strg import LAYERS, Graphs
 
 # A key that only one module has -> the head.

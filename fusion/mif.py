@@ -42,7 +42,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .contract import Instances, Output, register
+from .contract import Instances, Output, one_of, register
 from .grouped import GroupedAttention, GroupedNorm
 from .mif_stages import (
     DPES,
@@ -54,7 +54,6 @@ from .mif_stages import (
     SecondPosition,
     Sharing,
     StreamsHead,
-    one_of,
     pool_steps,
 )
 

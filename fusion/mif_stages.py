@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .contract import FusionHead
+from .contract import FusionHead, one_of
 from .grouped import GroupedAttention, GroupedNorm
 
 SecondPosition = Literal["output", "query_key", "none"]
@@ -44,12 +44,6 @@ class Design:
             ("stage3", Sharing),
         ):
             one_of(option, getattr(self, option), get_args(kinds))
-
-
-def one_of(option: str, value: object, allowed: Sequence[str]) -> None:
-    """ValueError unless the option's value is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{option} is {value!r}; it is {' or '.join(map(repr, allowed))}")
 
 
 def sinusoids(index: Tensor, width: int) -> Tensor:

@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
-from .contract import FusionHead, Instances, Output, as_sequence, masked_mean, register
+from .contract import FusionHead, Instances, Output, as_sequence, masked_mean, one_of, register
 
 PAPER = "Hou et al., 2023"
 Block = Literal["attention", "encoder"]
@@ -165,10 +165,8 @@ class Mimo(FusionHead):
         super().__init__(streams=streams, classes=classes)
         if depth < 1:
             raise ValueError(f"depth is {depth}; it must be 1 or more layers")
-        if block not in ("attention", "encoder"):
-            raise ValueError(f"block is {block!r}; it is 'attention' or 'encoder'")
-        if allocate_to not in ("certain", "uncertain"):
-            raise ValueError(f"allocate_to is {allocate_to!r}; it is 'certain' or 'uncertain'")
+        one_of("block", block, get_args(Block))
+        one_of("allocate_to", allocate_to, get_args(AllocateTo))
         if allocation_weight < 0:
             raise ValueError(f"allocation_weight is {allocation_weight}; it must be 0 or more")
         self.allocation_weight = allocation_weight

@@ -98,7 +98,8 @@ class OGM:
         """Modulate the gradients that are there.
 
         unimodal_logits: stream -> task -> (B, classes), what each stream alone says: `unimodal_logits(output)` for
-            heads that report it, `logits_alone(head, features)` for others. labels: task -> int64 (B,).
+            heads that report it, `logits_alone(head, features)` for others. labels: task -> int64 (B,), below 0 where
+            unknown: such samples do not count.
         epoch: counted from 0. index: number of this step in the whole run; only the noise depends on it.
         """
         found = self.measure(unimodal_logits, labels, applied=self.first_epoch <= epoch <= self.last_epoch)
@@ -139,22 +140,16 @@ class OGM:
             for what, given in (("labels", labels), *((f"logits of {s!r}", unimodal_logits[s]) for s in streams)):
                 if task not in given:
                     raise ValueError(f"{what} are given for {', '.join(given) or 'no task'} and not for {task!r}")
-            truth = labels[task][:, None]
-            right = torch.stack(
-                [
-                    unimodal_logits[s][task]
-                    .float()
-                    .softmax(-1)
-                    .gather(1, truth.to(unimodal_logits[s][task].device))[:, 0]
-                    for s in streams
-                ]
-            )
-            per_task.append(torch.cat([right.sum(1), right.new_tensor([right.shape[1]])]))
+            logits = torch.stack([unimodal_logits[s][task].float() for s in streams])
+            truth = labels[task].to(logits.device)
+            known = truth >= 0
+            right = logits.softmax(-1)[:, torch.arange(len(truth), device=truth.device), truth.clamp(min=0)]
+            per_task.append(torch.cat([(right * known).sum(1), known.sum()[None].to(right)]))
         sums = torch.stack(per_task)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         tiny = torch.finfo(sums.dtype).tiny
-        scores = (sums[:, :-1] / sums[:, -1:]).clamp(min=tiny)  # (tasks, streams)
+        scores = (sums[:, :-1] / sums[:, -1:].clamp(min=1)).clamp(min=tiny)  # (tasks, streams)
         others = (scores.sum(1, keepdim=True) - scores) / (len(streams) - 1)
         ratios = (scores / others.clamp(min=tiny)).log().mean(0).exp()
         coefficients = torch.where(ratios > 1, 1 - (self.alpha * ratios).tanh(), torch.ones_like(ratios))

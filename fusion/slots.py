@@ -6,7 +6,7 @@ uncounted slot is zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
@@ -142,12 +142,6 @@ def mean_of_others(x: Tensor, kept: Tensor | None) -> Tensor:
     x = only(x, kept)
     others = (kept.sum(-1)[..., None, None] - 1).clamp(min=1).to(x.dtype)
     return (x.sum(-2, keepdim=True) - x) / others
-
-
-def one_of(option: str, value: str, choices: Sequence[str]) -> None:
-    """ValueError where an option has none of its values."""
-    if value not in choices:
-        raise ValueError(f"{option} is {value!r}; it is {' or '.join(map(repr, choices))}")
 
 
 def positive(**sizes: int) -> None:

@@ -38,7 +38,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .contract import FusionHead, Instances, Output, masked_mean, register
+from .contract import FusionHead, Instances, Output, masked_mean, one_of, register
 from .instances import (
     CATEGORIES,
     CountedBatchNorm,
@@ -57,7 +57,6 @@ from .slots import (
     beside_one_another,
     mean_of_others,
     mean_of_slots,
-    one_of,
     only,
     positive,
     refuse_padding,

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .contract import Instances, Output, register
+from .contract import Instances, Output, one_of, register
 from .mif import PAPER
 from .mif_stages import (
     DPES,
@@ -34,7 +34,6 @@ from .mif_stages import (
     SecondPosition,
     Sharing,
     StreamsHead,
-    one_of,
     pool_steps,
 )
 

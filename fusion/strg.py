@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .contract import register
+from .contract import one_of, register
 from .instances import Joint, Variant
-from .slots import JointHead, Reasoning, beside_one_another, mean_of_slots, one_of, only
+from .slots import JointHead, Reasoning, beside_one_another, mean_of_slots, only
 
 Graphs = Literal["similarity", "space_time", "both"]
 LAYERS = 3

@@ -223,3 +223,17 @@ def test_wrong_calls_say_what_is_wrong():
         ogm.step({"a": logits["a"]}, labels, epoch=0)
     with pytest.raises(ValueError, match="labels are given for noun and not for 'verb'"):
         ogm.step(logits, {"noun": labels["noun"]}, epoch=0)
+
+
+def test_samples_of_unknown_labels_do_not_count():
+    logits, labels = some_logits(("a", "v"))
+    ogm = OGM(encoders("a", "v"), alpha=0.4, tasks=("verb",))
+    kept = torch.arange(len(labels["verb"])) % 3 > 0
+    part = {s: {"verb": x["verb"][kept]} for s, x in logits.items()}
+    wanted = ogm.measure(part, {"verb": labels["verb"][kept]})
+    found = ogm.measure(logits, {"verb": labels["verb"].where(kept, -100)})
+    for stream in ("a", "v"):
+        torch.testing.assert_close(found.scores[stream], wanted.scores[stream])
+        torch.testing.assert_close(found.coefficients[stream], wanted.coefficients[stream])
+    nothing = ogm.measure(logits, {"verb": torch.full_like(labels["verb"], -100)})
+    assert all(float(k) == 1 for k in nothing.coefficients.values())
