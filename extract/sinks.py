@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from actionfuse._files import write_atomically
 
 from ..pipeline.features import Features, FeatureStore
 from .claims import Claim, claim
@@ -147,15 +148,7 @@ class FailureList:
             entries = self.read()
             change(entries)
             text = "".join(_json_line(entries[key]) for key in sorted(entries))
-            with tempfile.NamedTemporaryFile("wb", dir=self._folder, prefix=".failures-", delete=False) as file:
-                try:
-                    file.write(text.encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, self.path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            write_atomically(self.path, text.encode())
         finally:
             os.close(lock)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actionfuse._files import replacing as replacing
+from actionfuse._files import replacing
 
 OWN_COLUMNS = ("path", "start_seconds", "stop_seconds", "id")
 

@@ -27,7 +27,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .annotations import csv_rows, replacing
+from actionfuse._files import replacing
+
+from .annotations import csv_rows
 from .types import BoxTracks
 
 Keep = Literal["presence", "order"]

@@ -203,9 +203,8 @@ def decode(reader: VideoReader, times: np.ndarray, sizes: Sequence[Size]) -> tup
     if not found:
         raise VideoError(f"{reader.path}: no frame can be decoded: {'; '.join(reader.damage) or 'nothing was read'}")
     pts = np.concatenate([frames[0].pts_seconds for frames in found])
-    rows = np.minimum(rows, len(pts) - 1).reshape(
-        times.shape
-    )  # where damage ends the file, the last frame that decodes
+    # where damage ends the file: the last frame that decodes
+    rows = np.minimum(rows, len(pts) - 1).reshape(times.shape)
     straight = times.ndim and np.array_equal(rows.ravel(), np.arange(len(pts)))
     pictures = []
     for which in range(len(sizes)):

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from actionfuse._files import put_in_place
+
 from .store_compare import Comparison, compare
-from .store_files import ABSENT, TEMPORARY, Stored, canonical_json, check_key, locked, put_in_place, remove_dead
+from .store_files import ABSENT, TEMPORARY, Stored, canonical_json, check_key, locked, remove_dead
 from .store_formats import FileFormat, Hdf5Format, NpyFormat, NpzFormat
 from .store_lmdb import LmdbFormat
 from .store_writer import FeatureWriter, check_intervals, shape_text

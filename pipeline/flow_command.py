@@ -29,11 +29,13 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
+from actionfuse._files import flush, put_in_place, write_atomically
+
 from .flow import FLOW_BOUND_PIXELS, FlowComputer, list_flow_methods
 from .flow_files import JPG_NAMES, KINDS, SUFFIXES, FlowKind, create_writer, read_recipe
 from .guard import Lost, beat, guarded_map
 from .inputs import VideoInput, find_videos
-from .store_files import TEMPORARY, fcntl, flush, key_to_path, put_in_place
+from .store_files import TEMPORARY, fcntl, key_to_path
 from .types import Frames
 from .video import DECODERS, VideoError, VideoReader, open_video
 
@@ -314,9 +316,7 @@ def _write_failures(path: Path, failures: list[dict[str, str]]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in failures), encoding="utf-8")
-    put_in_place(temporary, path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

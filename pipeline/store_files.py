@@ -16,9 +16,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from actionfuse._files import flush as flush
-from actionfuse._files import put_in_place as put_in_place
-
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks there, so one process per store

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from actionfuse._files import put_in_place
+
 from .store_files import (
     ABSENT,
     TEMPORARY,
@@ -28,7 +30,6 @@ from .store_files import (
     key_to_path,
     locked,
     path_to_key,
-    put_in_place,
     seal_json,
     unseal_json,
 )

@@ -27,9 +27,10 @@ import av
 import cv2
 import numpy as np
 
-from ..annotations import replacing
+from actionfuse._files import put_in_place, replacing, write_atomically
+
 from ..guard import Lost, beat, guarded_map
-from ..store_files import TEMPORARY, locked, put_in_place
+from ..store_files import TEMPORARY, locked
 from .annotate import write_annotations
 from .ceilings import compute_ceilings
 from .choreography import CLIP_FPS, FPS, HEIGHT, WIDTH
@@ -178,9 +179,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data.tobytes())
-    put_in_place(temporary, path)
+    write_atomically(path, data.tobytes())
 
 
 def draw_video(law: KitchenLaw, script: VideoScript, folder: Path) -> None:

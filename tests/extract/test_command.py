@@ -12,6 +12,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -336,7 +337,10 @@ def test_ctrl_c_while_it_starts(folder: Path, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for copy in range(20):  # seconds of work: a busy machine may see the first child late
         shutil.copytree(folder, videos / str(copy))
-    process = spawn(videos, "--out", tmp_path / "out", *TINY, "--workers", 2, start_new_session=True)
+    # What runs in the background of a script ignores Ctrl-C from its start, and so do its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    options = {"start_new_session": True, "preexec_fn": heed}
+    process = spawn(videos, "--out", tmp_path / "out", *TINY, "--workers", 2, **options)
     while not psutil.Process(process.pid).children() and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actionfuse import _files
 from actionfuse.pipeline import store_files, store_lmdb
 from actionfuse.pipeline.features import FORMATS, Features, FeatureStore, compare, rows_at, rows_between
 from actionfuse.pipeline.store_files import key_to_path, path_to_key
@@ -36,7 +37,7 @@ def format(request):
 @pytest.fixture(autouse=True)
 def no_flush(monkeypatch):
     """A killed process loses nothing that it wrote; only a power cut does, and no test makes one."""
-    monkeypatch.setattr(store_files, "flush", lambda path: None)
+    monkeypatch.setattr(_files, "flush", lambda path: None)
 
 
 def rows_of(seed: int, n: int = 12, shape: tuple[int, ...] = (16,)) -> np.ndarray:
