@@ -238,8 +238,8 @@ class Trainer:
 
         Raises: Preempted when asked to stop (saved; `run` once more goes on), NotFinite, Unreadable where too many
         segments are broken.
-        self._stop = False
         """
+        self._stop = False
         handlers = {sig: signal.signal(sig, self._ask_to_stop) for sig in (signal.SIGTERM, signal.SIGINT)}
         results: dict[str, float] = {}
         try:
