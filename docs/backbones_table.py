@@ -85,12 +85,14 @@ What names of the zoos need to be told:
 | SlowFast 16x8 of Something-Something V2, Charades | `slowfast_r50` with `frames=64` (both eat rgb) |
 | SlowFast of AVA, R101 | `slowfast_r101_50_50_nln` with `detection=True`; 64x2: `frames=64` |
 | SlowFast of Kinetics-600 that AVA's start from | `slowfast_r101_50_50_nln` |
+| Slow 4x16 of SlowFast's list | `slow_r50` with `frames=4` |
 | pytorchvideo's SLOW_4x16_R50_DETECTION | `slow_r50` with `frames=4, detection=True` |
 | pytorchvideo's SLOWFAST_8x8_R50_DETECTION | `slowfast_r50` with `detection=True` |
 | C2D_NOPOOL_8x8_R50.pkl | `c2d_r50` with `temporal_pool=False` |
 | MViT-B 16x4 of SlowFast's list | `mvit_v1_b` with `pool_last_keys=False` |
 | MViT-B 32x3 of pytorchvideo (16 blocks) | `mvit_v1_b` with `frames=32` |
 | MVIT_B_32x3_CONV of SlowFast (24 blocks) | `mvit_v1_b_32x3` |
+| TRN-pytorch: BNInception, InceptionV3 | `mtrn:bninception`, `mtrn:inception_v3` |
 | GSF, TSM, TRN with other options | the error of loading says which |
 
 A classifier of several tasks (EPIC-KITCHENS' C1 networks: 97 verbs, then 300 nouns) has a softmax for each. Where

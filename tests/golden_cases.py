@@ -6,7 +6,7 @@ golden.py makes them again from the names. What a case may say about them, and w
 weight_gain: every filled tensor with two or more dimensions is multiplied by it.
 fill_key_strip_prefixes: the seed is the key without that prefix; the key itself keeps it.
 keep_module_buffers: buffers that the network makes itself; they are left out of the weights.
-tied_keys {a: b}: one module under two names; what was filled for b.* counts for a.* as well.
+tied_keys {a: b}: one module (or tensor) under two names; what was filled for b.* (b) counts for a.* (a) as well.
 inputs that the npz stores (boxes, categories) are taken from there, the others are standard normal, seeded by name.
 taps: outputs of sub-modules as [mean, std, first 64 values].
 """
@@ -48,7 +48,7 @@ class Case:
             weights[key] = tensor * gain if tensor.ndim >= 2 and tensor.is_floating_point() and gain != 1.0 else tensor
         for copy, source in self.meta.get("tied_keys", {}).items():
             for key in weights:
-                if key.startswith(f"{copy}."):
+                if key == copy or key.startswith(f"{copy}."):
                     weights[key] = weights[source + key.removeprefix(copy)]
         return weights
 
