@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.utils.data import DataLoader
 
 from actionfuse._files import write_atomically
 
@@ -133,6 +134,8 @@ class Trainer:
             )
         self._prepare(model)
         self.progress = Progress()
+        self._loader: DataLoader | None = None  # made where it is first needed: its workers are forked then
+        self._last: Batch | None = None  # stands in for a batch of which nothing can be read
         self._stop = False
         self.log = RunLog(folder, main=self.accelerator.is_main_process, quiet=quiet)
         if world_told:
@@ -305,7 +308,7 @@ class Trainer:
 
         batch = self.recipe.optim.batch
         self.sampler.set_epoch(self.progress.epoch, self.progress.in_epoch * batch)
-        if not hasattr(self, "_loader"):
+        if self._loader is None:
             self._loader = make_loader(
                 self.train_set,
                 batch_size=self.micro,
@@ -366,7 +369,7 @@ class Trainer:
     def _augmented(self, raw: Mapping[str, Any], epoch: int, number: int) -> Batch:
         augment, seed = self.recipe.augment, self.recipe.run.seed
         if not raw["id"]:
-            if not hasattr(self, "_last"):
+            if self._last is None:
                 reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in raw["broken"][:3])
                 raise Unreadable(f"the first batch holds nothing that can be read: {reasons}")
             return self._last

@@ -68,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
     from .world import check_world
 
     paths, overrides = split_words(args.runs)
+    if args.batch is not None and args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     if not paths:
         raise ValueError("name a run, such as runs/mif; all that was given are recipe fields")
     levels = parse_levels(args.sls) if args.submission is not None else (0, 0, 0)
@@ -107,7 +109,7 @@ def collect(
 
     changes = list(overrides)
     changes += [f"data.root={args.root}"] if args.root else []
-    changes += [f"sampling.num_clips={args.clips}"] if args.clips else []
+    changes += [f"sampling.num_clips={args.clips}"] if args.clips is not None else []
     members: list[Member] = []
     for path in paths:
         if Path(path).suffix == ".npz":

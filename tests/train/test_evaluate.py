@@ -251,6 +251,8 @@ def test_broken_segments_are_named(toy, tmp_path, capsys):
         (["b", "b", "--weights", "1"], "1 numbers .1. for 2 runs"),
         (["b", "b", "--weights", "1,2", "--weights", "verb:1,2"], "take one of the two"),
         (["b", "--clips", "3"], "num_clips is 3, but the rule 'segments' makes one clip"),
+        (["b", "--clips", "0"], "num_clips"),
+        (["b", "--batch", "0"], "--batch is 0"),
         (["b", "--processes", "2"], "evaluation runs in 1.*-m actionfuse.cli evaluate"),
         (["b", "--submission", "x.json"], "states its supervision levels"),
         (["b", 'data.tasks=["verb"]'], "has 3 verb classes; evaluate it on"),
