@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,14 @@ def test_another_recipe_is_refused_in_the_same_folder(root, tmp_path):
     with pytest.raises(ValueError, match="optim.lr: 0.01 is now 0.02"):
         Trainer(toy_recipe(root, run__epochs=1, optim__lr=0.02), tmp_path, quiet=True)
     Trainer(toy_recipe(root, run__epochs=1, run__workers=1), tmp_path, quiet=True)
+
+
+def test_a_run_goes_on_with_data_that_lie_elsewhere(root, tmp_path):
+    streams = {s: {"features": f"{{root}}/{s}", "clip": {"frames": 3, "fps": 4}} for s in ("rgb", "flow")}
+    train(toy_recipe(root, run__epochs=1, streams=streams), tmp_path / "run")
+    shutil.copytree(root, tmp_path / "scratch")
+    moved = toy_recipe(tmp_path / "scratch", run__epochs=1, streams=streams, about__row="another word")
+    assert Trainer(moved, tmp_path / "run", quiet=True).progress.epoch == 1
 
 
 def test_nan_stops_with_the_segments_names(tmp_path):
