@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from . import bninception, inception_v3
 from ._clip_length import add_gate
+from ._convolution import convolve
 from ._inception import ConvUnit, Inception, caffe_spec
 from ._resnets import LAYERS, ClipResNet, from_tsn_code, last_conv, resnets
 from .contract import Backbone, Layout, Stream, register
@@ -36,13 +38,62 @@ INCEPTIONS = ("bninception", "inception_v3")
 _GATED: dict[str, str] = {"inception_3c": "3x3_reduce", "inception_4e": "3x3_reduce", "mixed_8": "tower_conv"}
 _GSM_GATED: dict[str, str] = _GATED | {"mixed_3": "tower_conv", "mixed_6": ""}  # mixed_6 has no gate there
 
+# Channels from which a gate's convolution takes less time as one of 1 x 1, on a CPU.
+WIDE = 256
 
-def _shift(halves: Tensor) -> Tensor:
-    """(B, T, H, W, 2, C / 2): the first half from the next frame, the second from the one before, zeros at the ends."""
+
+def _shift(halves: Tensor, back: int = 0) -> Tensor:
+    """(B, T, H, W, 2, C / 2): half `back` from the next frame, the other from the one before, zeros at the ends."""
     moved = torch.empty_like(halves)
-    moved[:, :-1, ..., 0, :], moved[:, -1, ..., 0, :] = halves[:, 1:, ..., 0, :], 0
-    moved[:, 1:, ..., 1, :], moved[:, 0, ..., 1, :] = halves[:, :-1, ..., 1, :], 0
+    for half, later in ((back, True), (1 - back, False)):
+        source, place = halves[..., half, :], moved[..., half, :]
+        if later:
+            place[:, :-1], place[:, -1] = source[:, 1:], 0
+        else:
+            place[:, 1:], place[:, 0] = source[:, :-1], 0
     return moved
+
+
+class _Shift(torch.autograd.Function):
+    """_shift. autograd would copy the gradient of the whole map once for each of the four writes."""
+
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor) -> Tensor:
+        return _shift(halves)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _shift(grads[0].contiguous(), back=1)
+
+
+def _moved(halves: Tensor) -> Tensor:
+    return _shift(halves) if torch.compiler.is_compiling() else cast(Tensor, _Shift.apply(halves))
+
+
+def _gate_shift(halves: Tensor, gates: Tensor) -> Tensor:
+    """What stays and what comes, added up: halves (B, T, H, W, 2, C / 2), gates (B, T, H, W, 2, 1) -> as halves."""
+    joined = halves * (1 - gates)
+    joined[:, :-1, ..., 0, :].addcmul_(halves[:, 1:, ..., 0, :], gates[:, 1:, ..., 0, :])
+    joined[:, 1:, ..., 1, :].addcmul_(halves[:, :-1, ..., 1, :], gates[:, :-1, ..., 1, :])
+    return joined
+
+
+class _GateShift(torch.autograd.Function):
+    """_gate_shift, with three maps in its backward pass where autograd makes nine."""
+
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor, gates: Tensor) -> Tensor:
+        ctx.save_for_backward(halves, gates)
+        return _gate_shift(halves, gates)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        halves, gates = ctx.saved_tensors
+        stays = grads[0].contiguous()
+        change = _shift(stays, back=1).sub_(stays)  # of the loss, by what a gate moves
+        return torch.addcmul(stays, gates, change), change.mul_(halves).sum(-1, keepdim=True)
 
 
 class GSM(nn.Module):
@@ -66,15 +117,33 @@ class GSM(nn.Module):
     def gates(self, maps: Tensor) -> Tensor:
         """(B, T, 2, H, W), -1 to 1."""
         normed = self.bn(maps.transpose(1, 2)).relu_().transpose(1, 2)
-        # The kernel's three steps as channels of one 2-D convolution, added up after it: on a CPU half to a third of
-        # the time of the 3-D one.
-        kernel = self.conv3D.weight.transpose(1, 2).flatten(0, 1)
-        steps = F.conv2d(normed.flatten(0, 1), kernel, padding=1, groups=2)
-        steps = steps.unflatten(0, (-1, maps.shape[1])).unflatten(2, (2, 3))
-        gates = steps[:, :, :, 1] + cast(Tensor, self.conv3D.bias)[:, None, None]
-        gates[:, 1:] += steps[:, :-1, :, 0]
-        gates[:, :-1] += steps[:, 1:, :, 2]
+        steps = self._steps(normed.flatten(0, 1)).unflatten(0, (-1, maps.shape[1])).unflatten(2, (2, 3))
+        before, now, after = steps.unbind(3)
+        gates = now + cast(Tensor, self.conv3D.bias)[:, None, None]
+        if torch.is_grad_enabled():  # where writes to parts copy the whole gradient
+            gates = gates + F.pad(before[:, :-1], (0, 0) * 3 + (1, 0)) + F.pad(after[:, 1:], (0, 0) * 3 + (0, 1))
+        else:
+            gates[:, 1:] += before[:, :-1]
+            gates[:, :-1] += after[:, 1:]
         return gates.tanh().to(maps.dtype)
+
+    def _steps(self, normed: Tensor) -> Tensor:
+        """(B * T, C, H, W) -> (B * T, 6, H, W): of both groups what each of the kernel's three steps gives."""
+        weight = self.conv3D.weight
+        exact = normed.dtype == weight.dtype and normed.dtype in (torch.float32, torch.float64)
+        if (
+            self.channels >= WIDE
+            and normed.is_cpu
+            and exact
+            and not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+        ):
+            # Its 27 numbers as channels of a 1 x 1 convolution, the nine of a step then added up in place: kernels for
+            # many channels are half as fast again or twice as fast as for three.
+            kernel = weight.flip(3, 4).permute(0, 2, 3, 4, 1).flatten(0, 3)[:, :, None, None].contiguous()
+            parts = convolve(normed, kernel, groups=2)
+            return F.fold(parts.flatten(2), normed.shape[2:], 3, padding=1)
+        # The steps as channels of one 2-D convolution: half to a third of the time of the 3-D one.
+        return F.conv2d(normed, weight.transpose(1, 2).flatten(0, 1), padding=1, groups=2)
 
     def forward(self, maps: Tensor) -> Tensor:
         # Channels last, as the networks lay out their maps: views here, and what comes out is laid out alike.
@@ -89,10 +158,9 @@ class GSM(nn.Module):
         return self(maps)
 
     def _join(self, halves: Tensor, gates: Tensor) -> Tensor:
-        joined = halves * (1 - gates)
-        joined[:, :-1, ..., 0, :].addcmul_(halves[:, 1:, ..., 0, :], gates[:, 1:, ..., 0, :])
-        joined[:, 1:, ..., 1, :].addcmul_(halves[:, :-1, ..., 1, :], gates[:, :-1, ..., 1, :])
-        return joined
+        if torch.compiler.is_compiling():
+            return _gate_shift(halves, gates)
+        return cast(Tensor, _GateShift.apply(halves, gates))
 
 
 class GSF(GSM):
@@ -112,11 +180,16 @@ class GSF(GSM):
         self.channel_conv2 = nn.Conv2d(2, 1, 3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(maps) if maps.shape[2] == self.channels else self.overwrite(maps.clone())
-
-    def overwrite(self, maps: Tensor) -> Tensor:
         if maps.shape[2] == self.channels:
             return super().forward(maps)
+        taken, rest = maps.split((self.channels, maps.shape[2] - self.channels), 2)
+        mixed = super().forward(taken.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3))
+        # channels last, as they are laid out
+        return torch.cat([x.permute(0, 1, 3, 4, 2) for x in (mixed, rest)], -1).permute(0, 1, 4, 2, 3)
+
+    def overwrite(self, maps: Tensor) -> Tensor:
+        if maps.shape[2] == self.channels or torch.is_grad_enabled():  # writes would copy the gradient of all channels
+            return self(maps)
         # of the channels that take part a copy, channels last; the others stay where they are
         taken = maps[:, :, : self.channels].permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         maps[:, :, : self.channels] = super().forward(taken)
@@ -124,7 +197,7 @@ class GSF(GSM):
 
     def _join(self, halves: Tensor, gates: Tensor) -> Tensor:
         gated = gates * halves
-        stays, moves = halves - gated, _shift(gated)
+        stays, moves = halves - gated, _moved(gated)
         means = torch.stack([moves.mean((2, 3)), stays.mean((2, 3))], 1)  # (B, 2, T, 2, C / 2)
         weights = [
             fuse(means[..., half, :].transpose(2, 3)).sigmoid().squeeze(1).transpose(1, 2)
