@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from actionfuse._files import flush
+
 from ..pipeline.remote import filesystem, is_url, list_remote, retried
-from ..pipeline.store_files import flush
 
 PIECE_BYTES = 8 << 20  # of a file that is read or sent in pieces
 
