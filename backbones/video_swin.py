@@ -227,10 +227,12 @@ def _build(
 
 
 def _window_of(weights: str | Path | None) -> int | None:
-    """How far attention sees in time, in patches of 2 frames, by a file's first table of relative positions."""
-    tables = (x for key, x in tensors_of(weights).items() if key.endswith("attn.relative_position_bias_table"))
-    table = next(tables, None)
-    return None if table is None else (len(table) // 13**2 + 1) // 2
+    """How far attention sees in time, in patches of 2 frames, by a file's first table of relative positions. None for
+    images, which say nothing of time.
+    """
+    state = tensors_of(weights)
+    table = next((x for key, x in state.items() if key.endswith("attn.relative_position_bias_table")), None)
+    return None if table is None or _is_image_swin(state) else (len(table) // 13**2 + 1) // 2
 
 
 def _video_swin(

@@ -175,6 +175,7 @@ def test_an_image_swin_says_of_a_still_video_what_it_says_of_the_picture(tmp_pat
         state = {re.sub(pattern, new, key): tensor for key, tensor in state.items()}
     file = tmp_path / "swin.pth"
     torch.save({"model": state | {"layers.0.blocks.0.attn_mask": torch.zeros(1)}}, file)
+    assert video_swin._window_of(file) is None  # that of a video is another question
     size = video_swin.Size(embed_dim=12, depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 2), window=(2, 7, 7))
     network = video_swin._build(size, video_swin.VIDEO_SWIN_SPEC, "rgb", 0, file, 4, 224, 0.1).eval()
     assert network.num_classes == 5
