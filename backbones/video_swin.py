@@ -246,12 +246,13 @@ def _video_swin(
     window_frames: int | None,
     stochastic_depth: float,
 ) -> VideoSwin:
-    found = _window_of(weights) if window_frames is None else window_frames
-    size = replace(size, window=(found or size.window[0], 7, 7))
+    usual = size.window[0]
+    window = (_window_of(weights) or usual) if window_frames is None else window_frames
+    size = replace(size, window=(window, 7, 7))
     best = pretrained if weights == "pretrained" else None
     file = weights if best is None else None
     backbone = _build(size, VIDEO_SWIN_SPEC, stream, num_classes, file, frames, crop, stochastic_depth)
-    backbone.settled = {"window_frames": found} if found else {}
+    backbone.settled = {"window_frames": window} if window != usual else {}
     if best is not None:
         state = best.get_state_dict(progress=True, check_hash=True)
         install(backbone, state, num_classes=num_classes, what=f"torchvision's {best}")
