@@ -83,7 +83,8 @@ def balanced_probabilities(segments: tuple[Segment, ...], task: str) -> np.ndarr
 
 @dataclass
 class Batch:
-    """One batch on the device. inputs, masks, boxes: as ActionModel takes them. targets: as losses take them.
+    """One batch on the device. inputs, masks, boxes: as ActionModel takes them; of several views inputs and masks are
+    (B, views, T, ...). targets: as losses take them.
 
     past: task -> targets (B, T) or (B, T, C) of the observed steps; empty where nobody asks.
     draws: (epoch, index) that each was drawn as.
@@ -118,7 +119,8 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
     if batch["boxes"]:
         given = batch["boxes"]
         categories = given["categories"][..., None, :] * given["present"]
-        boxes = Instances(move(given["boxes"]), move(categories))
+        # several views of a segment are clips of their own
+        boxes = Instances(move(given["boxes"].flatten(0, -4)), move(categories.flatten(0, -3)))
     labels = {task: move(label) for task, label in batch["labels"].items()}
     targets = {task: target_of(label, classes[task], kind, task) for task, label in labels.items()}
     past = {}

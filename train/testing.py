@@ -130,8 +130,6 @@ def _told(
     if views > 1:
         inputs = {name: x.flatten(0, 1) for name, x in inputs.items()}
         masks = {name: mask.flatten(0, 1) for name, mask in masks.items()}
-        if boxes is not None:
-            boxes = type(boxes)(boxes.boxes.flatten(0, 1), boxes.categories.flatten(0, 1))
     device = next(iter(inputs.values())).device
     with autocast(device, precision):
         output = model(inputs, boxes, masks, losses=False, extras=look is not None)

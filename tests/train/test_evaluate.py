@@ -18,6 +18,7 @@ from toy_videos import video_recipe, write_videos
 
 from actionfuse import heartbeat
 from actionfuse.cli import main
+from actionfuse.fusion import Instances
 from actionfuse.pipeline.protocols import Recognition
 from actionfuse.train.build import build_dataset, load_split
 from actionfuse.train.engine import Trainer
@@ -78,6 +79,26 @@ def test_runs_and_fields_may_stand_behind_options(toy, tmp_path, capsys):
 
 def table_lines(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+
+def test_boxes_move_with_the_views(tmp_path):
+    root = write_videos(tmp_path / "videos")
+    options = {"width": 8, "steps": 3}
+    recipe = video_recipe(root, sampling__rule="slowfast", head={"name": "interactive", "options": options})
+    Trainer(recipe, tmp_path / "run", quiet=True).run()
+    call = ["evaluate", str(tmp_path / "run"), "--clips", "2", "--crops", "3", "--average", "logit", "--quiet"]
+    assert main([*call, "--scores", str(tmp_path / "s.npz")]) == 0
+    run = open_run(tmp_path / "run", ["sampling.num_clips=2"])
+    dataset = build_dataset(
+        run.recipe, load_split(run.recipe, "test"), run.model, Recognition(), training=False, num_crops=3
+    )
+    own = load_members(tmp_path / "s.npz")[0].observations[""].table.scores["noun"]
+    for row in range(4):
+        sample = dataset[row]
+        shown = sample.boxes["categories"][..., None, :] * sample.boxes["present"]
+        with torch.inference_mode():
+            told = run.model({"rgb": sample.streams["rgb"]}, Instances(sample.boxes["boxes"], shown), losses=False)
+        np.testing.assert_allclose(own[row], told.logits["noun"].mean(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("average", ["probability", "logit"])
