@@ -30,6 +30,17 @@ def convolve(
     """F.conv2d of (B, C, H, W) or F.conv3d of (B, C, T, H, W), one number a dimension; None is 1, for padding 0."""
     dims = weight.ndim - 2
     stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
+    if (
+        dims == 3
+        and maps.is_cpu
+        and weight.is_contiguous()
+        and not (
+            weight.is_contiguous(memory_format=torch.channels_last_3d)
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+        )
+    ):
+        maps = maps.contiguous()  # else torch turns the kernel around at each call
     floats = maps.dtype == weight.dtype == torch.float32
     if _ONEDNN and floats and maps.device.type == "cpu" and maps.ndim == weight.ndim:
         spread = dilation
@@ -38,8 +49,6 @@ def convolve(
             # makes, from im2col for all but single small clips. With a stride it makes that choice anyway.
             spread = tuple(2 if size == 1 else step for size, step in zip(weight.shape[2:], dilation, strict=True))
         if not _watched(maps):
-            if dims == 3 and weight.is_contiguous() and not weight.is_contiguous(memory_format=torch.channels_last_3d):
-                maps = maps.contiguous()
             return torch.mkldnn_convolution(maps, weight, bias, padding, stride, spread, groups)
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
             dilation = spread

@@ -73,9 +73,11 @@ logits.
 Speed: `benchmarks/bench_backbones.py` sets each against the library's network or the plain way of writing it, with the
 same weights and checked outputs; results are in `benchmarks/results/backbones-*`. On a CPU convolutions take oneDNN's
 kernels also where torch would go through im2col (few clips on one thread), so that most networks of libraries give the
-same in less time than in their libraries. Channels last in memory costs r3d_18 more than it gives when it trains on
-small frames. A shift moves two eighths of the channels and copies the rest once; a gate computes a norm and a 3 x 3 x 3
-convolution that the plain ResNet has not, which is most of what it costs.
+same in less time than in their libraries. Kernels and maps are channels last in memory, but 3-D kernels of more than 3
+million numbers (the last stage of r3d_18, conv4 and conv5 of C3D) are channels first: torch copies the gradient of a
+channels-last one twice, a tenth to a fifth of r3d_18's training step on small frames. A shift moves two eighths of the
+channels and copies the rest once; a gate computes a norm and a 3 x 3 x 3 convolution that the plain ResNet has not,
+which is most of what it costs.
 
 What names of the zoos need to be told:
 
