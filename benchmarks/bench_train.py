@@ -57,7 +57,7 @@ class Programs:
         self.epoch = 0
         specs = stream_specs(recipe, self.trainer.specs)
         batch: Mapping[str, Any] = random_batch(recipe, specs, self.trainer.model, self.trainer.micro)
-        self.kept = [batch] * self.trainer.micros
+        self.kept: list[Mapping[str, Any]] = [batch] * self.trainer.micros
 
     def train(self) -> float:
         return self._clock(self._batches(), lambda parts: self.trainer._one_step(parts, 0))
@@ -206,8 +206,7 @@ def measure(recipe: Recipe, steps: int, rounds: int) -> tuple[str, dict[str, flo
             f"rounds of {steps} steps on {programs.trainer.device.type}. Medians; the last column is the speed of "
             "`train` as a multiple."
         )
-        if getattr(programs.trainer, "_loader", None) is not None:
-            del programs.trainer._loader
+        programs.trainer._loader = None  # its workers end
     return f"{words}\n\n{table(['program', 'steps/s', 'segments/s', 'train / this'], rows)}", rates
 
 
