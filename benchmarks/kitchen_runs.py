@@ -38,6 +38,9 @@ TUNED: dict[str, dict[str, Any]] = {
     "ir": _PICTURE,
     "audio": {"frames": 2, "fps": FEATURE_FPS, "audio_preset": "vggish"},  # of 0.975 s, in each half of an action
 }
+# End to end: five pieces, and a spectrogram each half a second.
+_LONG_PICTURE = {"frames": 20}
+_LONG_SOUND = {"frames": 5, "fps": 2}
 EXTRACTED = {
     stream: ["--fps", "8", "--clip-frames", str(PIECE), "--clip-stride", "2"]
     + ["--side", str(clip["side"]), "--crop", str(clip["crop"])]
@@ -203,7 +206,7 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
 
 
 def from_pixels(work: Path, methods: tuple[str, ...], seeds: int) -> Iterator[Planned]:
-    """Fusions end to end, from the tuned backbones."""
+    """Fusions end to end, from the tuned backbones and the heads on their features. Clips are as long as actions are."""
     for seed in range(seeds):
         for method in methods:
             head, options = FUSIONS[method]
@@ -216,20 +219,21 @@ def from_pixels(work: Path, methods: tuple[str, ...], seeds: int) -> Iterator[Pl
                     "data": {"dataset": "kitchen", "root": str(work / "kitchen")},
                     "sampling": {"rule": "strided"},
                     "streams": {
-                        stream: {**pixels(stream), "weights": str(weights(work, stream)), "lr_scale": 0.2}
-                        | ({"clip": {**TUNED["audio"], "frames": 4, "fps": 2}} if stream == "audio" else {})
+                        stream: {**pixels(stream), "weights": str(weights(work, stream)), "lr_scale": 0.4}
+                        | {"clip": {**TUNED[stream], **(_LONG_SOUND if stream == "audio" else _LONG_PICTURE)}}
                         for stream in FUSED
                     },
                     "head": {"name": head, "options": options},
                     "augment": TUNING_AUGMENT,
-                    "optim": {**TUNING, "lr": 1e-3},
+                    "optim": {**TUNING, "lr": 5e-4, "warmup_epochs": 0.5},
+                    "init_from": str(work / "runs" / f"recognition-{slug(method)}-{seed}"),
                     "run": {
-                        "epochs": 4,
+                        "epochs": 2,
                         "precision": "bf16",
                         "seed": seed,
                         "workers": 0,
                         "keep": 1,
-                        "test_every": 4,
+                        "test_every": 2,
                         "save_minutes": 2.0,
                         "monitor": "action/top1_accuracy",
                     },
