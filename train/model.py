@@ -290,7 +290,8 @@ def read_config(folder: Path) -> ModelConfig:
 def find_model(path: Path) -> Path:
     """The folder that holds model.safetensors: the path itself, the run's `best`, or its newest checkpoint."""
     path = path.parent if path.name == WEIGHTS else path
-    steps = sorted(path.glob("checkpoints/step-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
+    steps = [each for each in path.glob("checkpoints/step-*") if each.name[5:].isdigit()]
+    steps.sort(key=lambda each: int(each.name[5:]), reverse=True)
     for folder in (path, path / "best", *steps):
         if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
             return folder
