@@ -54,23 +54,6 @@ def _shift(halves: Tensor, back: int = 0) -> Tensor:
     return moved
 
 
-class _Shift(torch.autograd.Function):
-    """_shift. autograd would copy the gradient of the whole map once for each of the four writes."""
-
-    @staticmethod
-    def forward(ctx: Any, halves: Tensor) -> Tensor:
-        return _shift(halves)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _shift(grads[0].contiguous(), back=1)
-
-
-def _moved(halves: Tensor) -> Tensor:
-    return _shift(halves) if torch.compiler.is_compiling() else cast(Tensor, _Shift.apply(halves))
-
-
 def _gate_shift(halves: Tensor, gates: Tensor) -> Tensor:
     """What stays and what comes, added up: halves (B, T, H, W, 2, C / 2), gates (B, T, H, W, 2, 1) -> as halves."""
     joined = halves * (1 - gates)
@@ -120,11 +103,8 @@ class GSM(nn.Module):
         steps = self._steps(normed.flatten(0, 1)).unflatten(0, (-1, maps.shape[1])).unflatten(2, (2, 3))
         before, now, after = steps.unbind(3)
         gates = now + cast(Tensor, self.conv3D.bias)[:, None, None]
-        if torch.is_grad_enabled():  # where writes to parts copy the whole gradient
-            gates = gates + F.pad(before[:, :-1], (0, 0) * 3 + (1, 0)) + F.pad(after[:, 1:], (0, 0) * 3 + (0, 1))
-        else:
-            gates[:, 1:] += before[:, :-1]
-            gates[:, :-1] += after[:, 1:]
+        gates[:, 1:] += before[:, :-1]
+        gates[:, :-1] += after[:, 1:]
         return gates.tanh().to(maps.dtype)
 
     def _steps(self, normed: Tensor) -> Tensor:
@@ -180,16 +160,11 @@ class GSF(GSM):
         self.channel_conv2 = nn.Conv2d(2, 1, 3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.shape[2] == self.channels:
-            return super().forward(maps)
-        taken, rest = maps.split((self.channels, maps.shape[2] - self.channels), 2)
-        mixed = super().forward(taken.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3))
-        # channels last, as they are laid out
-        return torch.cat([x.permute(0, 1, 3, 4, 2) for x in (mixed, rest)], -1).permute(0, 1, 4, 2, 3)
+        return super().forward(maps) if maps.shape[2] == self.channels else self.overwrite(maps.clone())
 
     def overwrite(self, maps: Tensor) -> Tensor:
-        if maps.shape[2] == self.channels or torch.is_grad_enabled():  # writes would copy the gradient of all channels
-            return self(maps)
+        if maps.shape[2] == self.channels:
+            return super().forward(maps)
         # of the channels that take part a copy, channels last; the others stay where they are
         taken = maps[:, :, : self.channels].permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
         maps[:, :, : self.channels] = super().forward(taken)
@@ -197,7 +172,7 @@ class GSF(GSM):
 
     def _join(self, halves: Tensor, gates: Tensor) -> Tensor:
         gated = gates * halves
-        stays, moves = halves - gated, _moved(gated)
+        stays, moves = halves - gated, _shift(gated)
         means = torch.stack([moves.mean((2, 3)), stays.mean((2, 3))], 1)  # (B, 2, T, 2, C / 2)
         weights = [
             fuse(means[..., half, :].transpose(2, 3)).sigmoid().squeeze(1).transpose(1, 2)
