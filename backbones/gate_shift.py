@@ -11,7 +11,7 @@ there. GSM in ResNets is not published; it stands where GSF does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,9 +27,8 @@ from ._convolution import convolve
 from ._inception import ConvUnit, Inception, caffe_spec
 from ._resnets import LAYERS, ClipResNet, from_tsn_code, last_conv, resnets
 from .contract import Backbone, Layout, Stream, register
-from .convert import load_weights, published, read_checkpoint
+from .convert import load_weights, published, tensors_of
 from .frame_models import TSN_SPEC, load_frame_weights
-from .own import read_own
 
 Kind = Literal["gsm", "gsf"]
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
@@ -143,6 +142,11 @@ class GSM(nn.Module):
         return cast(Tensor, _GateShift.apply(halves, gates))
 
 
+def _taken(channels: int, percent: int) -> int:
+    """Channels that take part."""
+    return -(-int(channels * percent / 100) // 4) * 4
+
+
 class GSF(GSM):
     """Gate-shift-fuse: maps (B, T, C, H, W) -> the same; only the first `percent` of the channels take part.
 
@@ -153,8 +157,7 @@ class GSF(GSM):
     def __init__(self, channels: int, percent: int = 100) -> None:
         if not 0 < percent <= 100:
             raise ValueError(f"percent of the channels is {percent}; it is 1 to 100")
-        taken = -(-int(channels * percent / 100) // 4) * 4
-        super().__init__(taken)
+        super().__init__(_taken(channels, percent))
         self.conv3D.reset_parameters()
         self.channel_conv1 = nn.Conv2d(2, 1, 3, padding=1)
         self.channel_conv2 = nn.Conv2d(2, 1, 3, padding=1)
@@ -186,30 +189,45 @@ def _gate(kind: Kind, channels: int, percent: int) -> nn.Module:
     return GSM(channels) if kind == "gsm" else GSF(channels, percent)
 
 
-def _gate_inception(backbone: Inception, kind: Kind, percent: int) -> None:
-    for module in backbone.modules():
-        if isinstance(module, ConvUnit):
-            module.fold = False
+def _gated_convs(backbone: Inception | GatedResNet, kind: Kind) -> list[nn.Conv2d]:
+    """The convolutions behind which gates stand."""
+    if isinstance(backbone, GatedResNet):
+        return [last_conv(block) for layer in LAYERS for block in backbone.blocks(layer)]
     places = _GSM_GATED if kind == "gsm" else _GATED
+    convs = []
     for name, block in backbone.body.items():
         if not hasattr(block, "units"):
             continue
         units = block.get_submodule("units")
         unit = places.get(name, next(iter(dict(units.named_children()))))
         if unit:
-            conv = units.get_submodule(f"{unit}.conv")
-            assert isinstance(conv, nn.Conv2d)
-            add_gate(conv, _gate(kind, conv.out_channels, percent), backbone.clip_length)
+            convs.append(units.get_submodule(f"{unit}.conv"))
+    return cast(list[nn.Conv2d], convs)
+
+
+def _add_gates(backbone: Inception | GatedResNet, kind: Kind, percent: int, state: Mapping[str, Tensor]) -> None:
+    """percent 0: of the channels as many as in the file, or as usual."""
+    convs = _gated_convs(backbone, kind)
+    if kind == "gsf" and not percent:
+        usual = 25 if isinstance(backbone, GatedResNet) else 100
+        percent = _percent_of(state, convs) or usual
+        backbone.settled = {"percent": percent} if percent != usual else {}
+    for module in backbone.modules():
+        if isinstance(module, ConvUnit):
+            module.fold = False
+    for conv in convs:
+        add_gate(conv, _gate(kind, conv.out_channels, percent), backbone.clip_length)
+
+
+def _percent_of(state: Mapping[str, Tensor], convs: Sequence[nn.Conv2d]) -> int:
+    """Of the channels that a file's gates take; 0 where it has none of these networks' gates."""
+    held = sorted(len(x) for key, x in state.items() if key.endswith("bn.weight") and ("gsf" in key or ".gate." in key))
+    tried = (100, 75, 50, 25, *range(1, 100))  # few channels: neighbours take as many, and round numbers are likelier
+    return next((p for p in tried if sorted(_taken(conv.out_channels, p) for conv in convs) == held), 0)
 
 
 class GatedResNet(ClipResNet):
     """One of timm's ResNets, gated behind the last convolution of every residual branch."""
-
-    def add_gates(self, kind: Kind, percent: int) -> None:
-        for layer in LAYERS:
-            for block in self.blocks(layer):
-                conv = last_conv(block)
-                add_gate(conv, _gate(kind, conv.out_channels, percent), self.clip_length)
 
 
 def _networks(pattern: str) -> list[str]:
@@ -266,16 +284,9 @@ PLAIN_V3 = published(
 )
 
 
-def _has_gates(weights: str | Path | None) -> bool:
+def _has_gates(state: Mapping[str, Tensor]) -> bool:
     """Whether gates are in the file; image weights, from which training starts, have none."""
-    if weights is None or str(weights) in ("pretrained", "bundled"):
-        return False
-    return any(".gate." in key or "gsm_" in key or "gsf" in key for key in _keys(weights))
-
-
-def _keys(weights: str | Path) -> list[str]:
-    own = read_own(weights)
-    return list(own[0] if own else read_checkpoint(weights))
+    return any(".gate." in key or "gsm_" in key or "gsf" in key for key in state)
 
 
 def _inception(
@@ -298,10 +309,11 @@ def _inception(
         crop = crop or inception_v3.CROP
     spec = caffe_spec(stream, frames=frames, crop=crop, flow_stack=flow_stack)
     backbone = make(spec=spec, layouts=layouts, num_classes=num_classes, dropout=dropout)
-    gated = _has_gates(weights)
+    state = tensors_of(weights)
+    gated = _has_gates(state)
     if not gated:
         load_weights(backbone, weights, num_classes=num_classes)
-    _gate_inception(backbone, kind, percent)
+    _add_gates(backbone, kind, percent, state)
     return load_weights(backbone, weights, num_classes=num_classes) if gated else backbone
 
 
@@ -328,10 +340,11 @@ def _resnet(
         drop_rate=dropout,
     )
     backbone.layouts = (RESNET, backbone.layouts[-1])
-    gated = _has_gates(weights)
+    state = tensors_of(weights)
+    gated = _has_gates(state)
     if not gated:
         load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop)
-    backbone.add_gates(kind, percent)
+    _add_gates(backbone, kind, percent, state)
     return load_frame_weights(backbone, weights, num_classes=num_classes, crop=crop) if gated else backbone
 
 
@@ -393,13 +406,14 @@ def gsf(
 ) -> Backbone:
     """Gate-shift-fuse in `network`; options as of gsm.
 
-    percent: of the channels that take part; 0 = the published 100 in Inceptions and 25 in ResNets.
+    percent: of the channels that take part; 0 = as many as in the weights, without gates in them the published 100 in
+        Inceptions and 25 in ResNets.
     """
     build = _inception if network in INCEPTIONS else _resnet
     return build(
         "gsf",
         network,
-        percent or (100 if network in INCEPTIONS else 25),
+        percent,
         stream=stream,
         num_classes=num_classes,
         weights=weights,

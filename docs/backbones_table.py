@@ -95,7 +95,7 @@ What names of the zoos need to be told:
 | MViT-B 32x3 of pytorchvideo (16 blocks) | `mvit_v1_b` with `frames=32` |
 | MVIT_B_32x3_CONV of SlowFast (24 blocks) | `mvit_v1_b_32x3` |
 | TRN-pytorch: BNInception, InceptionV3 | `mtrn:bninception`, `mtrn:inception_v3` |
-| GSF, TSM, TRN with other options | the error of loading says which |
+| TSM, TRN with other options | the error of loading says which |
 
 A classifier of several tasks (EPIC-KITCHENS' C1 networks: 97 verbs, then 300 nouns) has a softmax for each. Where
 several classes hold of one clip (Charades, AVA), every class has a sigmoid. A network tuned for boxes takes the whole

@@ -64,8 +64,8 @@ def test_networks_match_the_public_ones(area, name):
         case.check_output("y", logits[:, : want.shape[1]], rtol=1e-5)
         return
     # The weights of the gain cases make gates steep, and rounding grows through them. The same network in float64 tells
-    # by how much: stored float32 results are themselves 5e-5 to 4e-4 away from it, and ours 4e-5 to 5e-4 by the order in
-    # which the machine adds. Another network would be away by 1e-2 or more.
+    # by how much: stored float32 results are themselves 5e-5 to 4e-4 away from it, and ours 4e-5 to 5e-4 by the order
+    # in which the machine adds. Another network would be away by 1e-2 or more.
     double = network.double()
     with torch.inference_mode():
         exact = double.get_submodule("head")(pool_space(double(clips.double())).flatten(0, 1))[:, : want.shape[1]]
@@ -208,6 +208,22 @@ def test_inception_v3_takes_any_size(size):
     with torch.device("meta"):
         network = create_backbone("gsm:inception_v3")
     assert network(torch.empty(1, 3, 2, *size, device="meta")).shape[2:] == network.output_size(2, *size)
+
+
+@pytest.mark.parametrize("name, percent", [("gsf:resnet18", 50), ("gsf:resnet18", 25), ("gsf:inception_v3", 40)])
+def test_the_share_of_channels_is_that_of_the_weights(name, percent, tmp_path):
+    made = create_backbone(name, percent=percent, num_classes=3)
+    if name == "gsf:inception_v3":
+        state = {inception_v3_name(key, "gsf"): tensor for key, tensor in made.state_dict().items()}
+    else:
+        state = {f"base_model.{key}": tensor for key, tensor in made.network.state_dict().items()}
+        state = {key.replace("conv2.gate.", "gsf."): tensor for key, tensor in state.items()}
+        state |= {"new_fc.weight": state.pop("base_model.fc.weight"), "new_fc.bias": state.pop("base_model.fc.bias")}
+    torch.save(state, tmp_path / "published.pth")
+    loaded = create_backbone(name, weights=tmp_path / "published.pth")
+    for key, tensor in made.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    assert loaded.options.get("percent", 25) == percent
 
 
 def test_wrong_options_say_what_is_allowed():
