@@ -206,7 +206,7 @@ def on_features(work: Path, widths: Mapping[str, int], seeds: int, tasks: tuple[
 
 
 def from_pixels(work: Path, methods: tuple[str, ...], seeds: int) -> Iterator[Planned]:
-    """Fusions end to end, from the tuned backbones and the heads on their features. Clips are as long as actions are."""
+    """Fusions end to end, from the tuned backbones and the heads on their features, on clips as long as actions are."""
     for seed in range(seeds):
         for method in methods:
             head, options = FUSIONS[method]
