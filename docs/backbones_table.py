@@ -71,13 +71,14 @@ averaged over time to the slow one's steps. Networks whose published head ends i
 logits.
 
 Speed: `benchmarks/bench_backbones.py` sets each against the library's network or the plain way of writing it, with the
-same weights and checked outputs; results are in `benchmarks/results/backbones-*`. On a CPU convolutions take oneDNN's
-kernels also where torch would go through im2col (few clips on one thread), so that most networks of libraries give the
-same in less time than in their libraries. Kernels and maps are channels last in memory, but 3-D kernels of more than 3
-million numbers (the last stage of r3d_18, conv4 and conv5 of C3D) are channels first: torch copies the gradient of a
-channels-last one twice, a tenth to a fifth of r3d_18's training step on small frames. A shift moves two eighths of the
-channels and copies the rest once; a gate computes a norm and a 3 x 3 x 3 convolution that the plain ResNet has not,
-which is most of what it costs.
+same weights and checked outputs; results are in `benchmarks/results/backbones-*`. On one thread of a CPU networks take
+0.3 to 1.01 of that time, forward and in training, since convolutions take oneDNN's kernels also where torch would go
+through im2col. Kernels and maps are channels last in memory, but 3-D kernels of more than 3 million numbers (the last
+stage of r3d_18, conv4 and conv5 of C3D) are channels first: torch copies the gradient of a channels-last one twice, a
+tenth to a fifth of r3d_18's training step on small frames. A shift moves two eighths of the channels and copies the
+rest once: TSM takes 1.03 of the plain ResNet's time. Gates take 1.1 to 1.3 of it forward and 1.2 to 1.45 in training
+(0.7 of plainly written gates); their norms and 3 x 3 x 3 convolutions alone, which the plain ResNet has not, take 1.1
+to 1.3.
 
 What names of the zoos need to be told:
 
