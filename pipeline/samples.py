@@ -382,6 +382,9 @@ def _batched(tensors: list[Tensor], empty: Callable[..., Tensor], padding: int =
     return batch
 
 
+GIVE_WAY = 10  # added to the niceness of workers: about a tenth of a core where the network wants all of it
+
+
 class _LeaveToParent:
     """What a worker does about a signal that stops a whole group of processes: nothing at first. The parent saves what
     it has and then ends its workers, by a second signal.
@@ -396,7 +399,9 @@ class _LeaveToParent:
             os._exit(0)
 
 
-def _begin_worker(_: int, single_threaded: bool) -> None:
+def _begin_worker(_: int, single_threaded: bool, gives_way: bool) -> None:
+    if gives_way and hasattr(os, "nice"):
+        os.nice(GIVE_WAY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _LeaveToParent())
     keep_freed_memory()
@@ -421,13 +426,18 @@ def make_loader(
     num_workers: int = 0,
     start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     prefetch_batches: int = 2,
-    pin_memory: bool = False,
+    device: torch.device | None = None,
 ) -> DataLoader:
-    """A DataLoader whose workers stay alive between epochs: call `sampler.set_epoch` before each one."""
+    """A DataLoader whose workers stay alive between epochs: call `sampler.set_epoch` before each one.
+
+    device: where the network computes. For a GPU batches are pinned. On a CPU workers give way to its threads, which
+        all wait for the one of them that was interrupted.
+    """
     method = start_method or get_start_method()
     # Workers share the cores, so each has one thread of OpenCV. Not those that were forked: OpenCV's threads stayed
     # with the parent, and to change their number would wait for them forever.
-    prepare = partial(_begin_worker, single_threaded=method != "fork")
+    kind = device.type if device is not None else ""
+    prepare = partial(_begin_worker, single_threaded=method != "fork", gives_way=kind == "cpu")
     shared = SharedCollate(collate) if num_workers and shared_memory_available() else None
     loader = DataLoader(
         dataset,
@@ -435,7 +445,7 @@ def make_loader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=shared or collate,
-        pin_memory=pin_memory,
+        pin_memory=kind == "cuda",
         worker_init_fn=prepare if num_workers else None,
         multiprocessing_context=method if num_workers else None,
         prefetch_factor=prefetch_batches if num_workers else None,

@@ -314,7 +314,7 @@ class Trainer:
                 batch_size=self.micro,
                 sampler=self.sampler,
                 num_workers=self.recipe.run.workers,
-                pin_memory=self.device.type == "cuda",
+                device=self.device,
             )
         micros: list[Mapping[str, Any]] = []
         left = self.steps_per_epoch - self.progress.in_epoch

@@ -81,7 +81,7 @@ def test_scores(
     known = {*classes, *owned, *(part for whole in classes for part in owned.get(whole, {}))}
     several = {task for task, count in dataset._tasks.items() if count is not None}
     sampler = EpochSampler(len(dataset), shuffle=False, rank=rank, world_size=world_size)
-    loader = make_loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers)
+    loader = make_loader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers, device=device)
     tested = Tested(Scores())
     for raw in loader:
         tested.broken += raw["broken"]

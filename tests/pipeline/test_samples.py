@@ -1,6 +1,7 @@
 """SegmentDataset: what a sample holds, that it shows nothing it may not, and that it is the same whoever reads it."""
 
 import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -674,6 +675,17 @@ def test_samples_do_not_depend_on_workers(mixed, expected, workers, method):
     sampler.set_epoch(1, start_index=4)
     assert fingerprint(loader) == expected[1][1:]
     del loader
+
+
+def test_workers_give_way_to_a_network_on_the_same_cpu(mixed):
+    for device, more in ((None, 0), (torch.device("cpu"), 10)):
+        sampler = EpochSampler(len(mixed), seed=0)
+        loader = make_loader(mixed, batch_size=4, sampler=sampler, num_workers=1, device=device)
+        batches = iter(loader)
+        next(batches)
+        (worker,) = batches._workers
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == os.getpriority(os.PRIO_PROCESS, 0) + more
+        del batches, loader
 
 
 def test_a_program_may_end_while_its_loader_lives(folder):
