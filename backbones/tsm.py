@@ -81,7 +81,12 @@ def temporal_shift(clips: Tensor, fold_div: int = 8) -> Tensor:
     """(B, T, C, H, W): the first C // fold_div channels from the next frame, as many from the one before, zeros at the
     ends. One copy of the clip, and of the moved channels.
     """
-    return _Shifted.apply(clips, clips.shape[2] // fold_div)  # pyright: ignore[reportReturnType]
+    fold = clips.shape[2] // fold_div
+    if torch.compiler.is_compiling():  # which makes one loop of it, forward and backward
+        sooner, later, still = clips.split((fold, fold, clips.shape[2] - 2 * fold), 2)
+        none = torch.zeros_like(sooner[:, :1])
+        return torch.cat([torch.cat([sooner[:, 1:], none], 1), torch.cat([none, later[:, :-1]], 1), still], 2)
+    return _Shifted.apply(clips, fold)  # pyright: ignore[reportReturnType]
 
 
 def temporal_pool(clips: Tensor) -> Tensor:

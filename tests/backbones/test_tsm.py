@@ -104,6 +104,19 @@ def test_shift_one_channel_at_a_time(frames):
     assert torch.autograd.gradcheck(lambda x: temporal_shift(x, 4), clips)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_what_compilers_see_is_the_same_shift(frames):
+    clips = torch.randn(2, frames, 16, 3, 3)
+    compiled = torch.compile(temporal_shift, backend="eager", fullgraph=True)
+    ours, theirs = (clips.clone().requires_grad_() for _ in range(2))
+    shifted = temporal_shift(ours)
+    assert torch.equal(shifted, compiled(theirs))
+    gradient = torch.randn_like(shifted)
+    shifted.backward(gradient)
+    compiled(theirs).backward(gradient)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_shift_keeps_channels_last():
     maps = torch.randn(4, 16, 5, 5).contiguous(memory_format=torch.channels_last)
     shifted = temporal_shift(maps.unflatten(0, (2, 2))).flatten(0, 1)
