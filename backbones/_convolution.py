@@ -34,11 +34,7 @@ def convolve(
         dims == 3
         and maps.is_cpu
         and weight.is_contiguous()
-        and not (
-            weight.is_contiguous(memory_format=torch.channels_last_3d)
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-        )
+        and not (weight.is_contiguous(memory_format=torch.channels_last_3d) or torch.jit.is_tracing())
     ):
         maps = maps.contiguous()  # else torch turns the kernel around at each call
     floats = maps.dtype == weight.dtype == torch.float32

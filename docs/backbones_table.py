@@ -94,7 +94,7 @@ What names of the zoos need to be told:
 | C2D_NOPOOL_8x8_R50.pkl | `c2d_r50` with `temporal_pool=False` |
 | MViT-B 16x4 of SlowFast's list | `mvit_v1_b` with `pool_last_keys=False` |
 | MViT-B 32x3 of pytorchvideo (16 blocks) | `mvit_v1_b` with `frames=32` |
-| MVIT_B_32x3_CONV of SlowFast (24 blocks) | `mvit_v1_b_32x3` |
+| MVIT_B_32x3_CONV of SlowFast (24 blocks), if its pooling kernels are 3 x 3 x 3 | `mvit_v1_b_32x3` |
 | TRN-pytorch: BNInception, InceptionV3 | `mtrn:bninception`, `mtrn:inception_v3` |
 | TSM, TRN with other options | the error of loading says which |
 
