@@ -409,13 +409,18 @@ def _begin_worker(_: int, single_threaded: bool, gives_way: bool) -> None:
         cv2.setNumThreads(1)
 
 
-def _end_workers(loader: weakref.ref[DataLoader]) -> None:
-    """At the end of a program whose loader still lives: its workers leave the SIGTERM that they get then to the parent,
-    which would wait for them forever.
+_living: weakref.WeakSet[DataLoader] = weakref.WeakSet()  # loaders that have workers
+
+
+@atexit.register
+def _end_workers() -> None:
+    """At the end of a program whose loaders still live: their workers leave the SIGTERM that they get then to the
+    parent, which would wait for them forever.
     """
-    iterator: Any = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()
+    for loader in _living:
+        iterator: Any = loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def make_loader(
@@ -454,5 +459,5 @@ def make_loader(
     if shared is not None:
         shared.watch(loader)
     if num_workers:
-        atexit.register(_end_workers, weakref.ref(loader))
+        _living.add(loader)
     return loader
