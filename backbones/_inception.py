@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,12 @@ CAFFE_SPEC = InputSpec(
     channel_order="bgr",
 )  # fmt: skip
 CAFFE_FLOW_MEAN = 128.0
+INCEPTIONS = ("bninception", "inception_v3")  # as the NETWORK of `gsm:NETWORK` and others
+
+
+def inceptions(pattern: str) -> list[str]:
+    """Those of INCEPTIONS that the pattern names."""
+    return [name for name in INCEPTIONS if fnmatchcase(name, pattern)]
 
 
 def caffe_spec(stream: Stream, *, frames: int, crop: int, flow_stack: int) -> InputSpec:

@@ -12,7 +12,6 @@ there. GSM in ResNets is not published; it stands where GSF does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from . import bninception, inception_v3
 from ._clip_length import add_gate
 from ._convolution import convolve
-from ._inception import ConvUnit, Inception, caffe_spec
+from ._inception import INCEPTIONS, ConvUnit, Inception, caffe_spec, inceptions
 from ._resnets import LAYERS, ClipResNet, from_tsn_code, last_conv, resnets
 from .contract import Backbone, Layout, Stream, register
 from .convert import load_weights, published, tensors_of
@@ -32,7 +31,6 @@ from .frame_models import TSN_SPEC, load_frame_weights
 
 Kind = Literal["gsm", "gsf"]
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
-INCEPTIONS = ("bninception", "inception_v3")
 # The unit of a block that is gated, where it is not the first ("1x1", "conv").
 _GATED: dict[str, str] = {"inception_3c": "3x3_reduce", "inception_4e": "3x3_reduce", "mixed_8": "tower_conv"}
 _GSM_GATED: dict[str, str] = _GATED | {"mixed_3": "tower_conv", "mixed_6": ""}  # mixed_6 has no gate there
@@ -231,7 +229,7 @@ class GatedResNet(ClipResNet):
 
 
 def _networks(pattern: str) -> list[str]:
-    return [name for name in INCEPTIONS if fnmatchcase(name, pattern)] + resnets(pattern)
+    return inceptions(pattern) + resnets(pattern)
 
 
 def _names(state: Mapping[str, Tensor], prefix: str) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import combinations
 from math import comb
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bninception, inception_v3
-from ._inception import Inception, caffe_spec
+from ._inception import INCEPTIONS, Inception, caffe_spec, inceptions
 from ._resnets import bare, is_epic
 from .contract import IMAGENET_MEAN, Backbone, Layout, Stream, register
 from .convert import load_weights, published, rename
@@ -34,11 +33,8 @@ from .frame_models import EPIC_TASKS, TSN_SPEC, FrameModel, load_frame_weights
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
 PER_LENGTH = 3  # relations of each length that are summed
 MOST_FRAMES = 16  # 65 519 relations
-Choose = Callable[[int, int], Sequence[int]]
-
-
-INCEPTIONS = ("bninception", "inception_v3")
 _INCEPTION_V3_CROP = 299
+Choose = Callable[[int, int], Sequence[int]]
 
 
 def _draw(count: int, wanted: int) -> Sequence[int]:
@@ -262,7 +258,7 @@ EPIC = Layout(
 
 
 def _networks(pattern: str) -> list[str]:
-    return [name for name in INCEPTIONS if fnmatchcase(name, pattern)] + timm.list_models(pattern)
+    return inceptions(pattern) + timm.list_models(pattern)
 
 
 def _build(

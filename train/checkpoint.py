@@ -27,7 +27,7 @@ import torch
 
 from actionfuse._files import flush, write_atomically
 
-from .model import CONFIG, WEIGHTS
+from .model import CONFIG, WEIGHTS, checkpoints
 
 TRAINING, MANIFEST = "training.pt", "manifest.json"
 
@@ -74,7 +74,7 @@ def damage(folder: Path) -> str | None:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
-    for folder in _newest_first(run):
+    for folder in checkpoints(run):
         reason = damage(folder)
         if reason is None:
             return folder
@@ -89,7 +89,7 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 def keep_last(run: Path, count: int) -> None:
     """Remove all checkpoints but the newest `count` (at least one), and what killed processes left."""
-    for folder in _newest_first(run)[max(1, count) :]:
+    for folder in checkpoints(run)[max(1, count) :]:
         gone = folder.with_name(f".{folder.name}.tmp")  # not a checkpoint any more from this moment on
         shutil.rmtree(gone, ignore_errors=True)
         os.rename(folder, gone)
@@ -114,11 +114,6 @@ def write_best(run: Path, step: int, files: Mapping[str, bytes]) -> None:
     for old in run.glob("best-*"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _newest_first(run: Path) -> list[Path]:
-    found = [path for path in run.glob("checkpoints/step-*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _described(path: Path) -> dict[str, Any]:

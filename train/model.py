@@ -287,12 +287,16 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig(**content)
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, the newest first, whole or not."""
+    found = [path for path in run.glob("checkpoints/step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
 def find_model(path: Path) -> Path:
     """The folder that holds model.safetensors: the path itself, the run's `best`, or its newest checkpoint."""
     path = path.parent if path.name == WEIGHTS else path
-    steps = [each for each in path.glob("checkpoints/step-*") if each.name[5:].isdigit()]
-    steps.sort(key=lambda each: int(each.name[5:]), reverse=True)
-    for folder in (path, path / "best", *steps):
+    for folder in (path, path / "best", *checkpoints(path)):
         if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
             return folder
     raise ValueError(
