@@ -30,15 +30,11 @@ def convolve(
     """F.conv2d of (B, C, H, W) or F.conv3d of (B, C, T, H, W), one number a dimension; None is 1, for padding 0."""
     dims = weight.ndim - 2
     stride, padding, dilation = stride or (1,) * dims, padding or (0,) * dims, dilation or (1,) * dims
-    if (
-        dims == 3
-        and maps.is_cpu
-        and weight.is_contiguous()
-        and not (weight.is_contiguous(memory_format=torch.channels_last_3d) or torch.jit.is_tracing())
-    ):
-        maps = maps.contiguous()  # else torch turns the kernel around at each call
+    if maps.is_cpu and dims == 3 and weight.is_contiguous() and not torch.jit.is_tracing():
+        if not weight.is_contiguous(memory_format=torch.channels_last_3d):
+            maps = maps.contiguous()  # else torch turns the kernel around at each call
     floats = maps.dtype == weight.dtype == torch.float32
-    if _ONEDNN and floats and maps.device.type == "cpu" and maps.ndim == weight.ndim:
+    if _ONEDNN and floats and maps.is_cpu and maps.ndim == weight.ndim:
         spread = dilation
         if weight.shape[-2:] == (1, 1) and max(stride) == 1:
             # Spreading out a kernel of size 1 changes nothing, but it keeps torch's own choice, which the backward pass
