@@ -57,10 +57,10 @@ def base() -> Path:
 def docker(base: Path) -> Iterator[Docker]:
     """`docker` and `docker-compose` on an engine of this test's own, with the base image."""
     had_bridge = Path("/sys/class/net/docker0").exists()
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    assert free > 10e9, f"images need 10 GB below {tempfile.gettempdir()}, there are {free / 1e9:.1f}"  # measured: 8.7
     # short: the path of a socket has 107 characters
     folder = Path(tempfile.mkdtemp(prefix="af-docker-"))
-    free = shutil.disk_usage(folder).free
-    assert free > 16e9, f"images need 16 GB below {folder}, there are {free / 1e9:.0f}"
     env = {"DOCKER_HOST": f"unix://{folder}/socket", "DOCKER_BUILDKIT": "1", "COMPOSE_PROJECT_NAME": "actionfuse"}
     env |= {"ACTIONFUSE_IMAGE": IMAGE, "KITCHEN_SIZE": "tiny", "EPOCHS": "1", "RECIPE": "kitchen_rgb"}
     words = ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec"]
