@@ -36,6 +36,7 @@ WINDOW_RULES = ("segments", "strided", "slowfast", "mmaction", "car", "tsm", "ts
 END_RULES = ("last", "ends", "rulstm")
 RULES = (*WINDOW_RULES, *END_RULES)
 _ROUNDING_SECONDS = 1e-6  # times that are told apart by less are the same: a whole number of frames may be rounded
+_FLOAT_ERROR_SECONDS = 1e-9  # more than a few sums and quotients of seconds are wrong by
 
 
 class NotObserved(ValueError):
@@ -196,8 +197,8 @@ class Sampling:
         first_seconds: float | None = None,
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """Seconds of each entry, float64 (clips, frames); at or before the observation's stop, before it where a rule
-        names times inside an entry.
+        """Seconds of each entry, float64 (clips, frames); at or before the observation's stop (to 1e-9 s), before it
+        where a rule names times inside an entry.
 
         observation: inside the video for rules of a window; END_RULES may reach back before the video.
         step_seconds: how long an entry lasts: 1 / fps.
@@ -213,7 +214,8 @@ class Sampling:
                 return sampling.segment_centres_seconds(start, stop, frames)[None]
             return sampling.segment_jitter_seconds(start, stop, frames, rng)[None]
         if self.rule == "ends":
-            return (start + np.arange(1, frames + 1) * (stop - start) / frames)[None].clip(max=stop)
+            # A part that ends with a frame must hold that frame, which floor(t fps) loses where t is rounded down.
+            return (start + np.arange(1, frames + 1) * (stop - start) / frames + _FLOAT_ERROR_SECONDS)[None]
         if self.rule == "last":
             return (stop - np.arange(frames)[::-1] * self.stride_frames * step_seconds)[None]
         if self.rule == "rulstm":
