@@ -290,6 +290,11 @@ class SegmentDataset(TorchDataset):
         except ValueError as error:
             raise NotObserved(str(error)) from error
 
+    def labels(self) -> dict[str, np.ndarray]:
+        """Of all segments, in their order: task -> int64 (N,), IGNORED where unknown, or bool (N, classes)."""
+        segments = self.dataset.segments
+        return {task: np.stack([self._label(each, task, False).numpy() for each in segments]) for task in self._tasks}
+
     def _label(self, segment: Segment, task: str, flip: bool) -> Tensor:
         count, label = self._tasks[task], segment.labels.get(task)
         swaps = self.flipped_labels.get(task, {}) if flip else {}

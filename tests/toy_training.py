@@ -45,15 +45,15 @@ def label_of(video: int, second: int) -> tuple[int, int]:
 if "toy" not in DATASETS:
 
     @register("toy", splits=("train", "test"), paper="", source="", licence="", layout="")
-    def read_toy(root: Path, split: str, *, videos: int = 12, missing: int = 0) -> Dataset:
-        """missing: so many segments are of a video that has no features."""
+    def read_toy(root: Path, split: str, *, videos: int = 12, missing: int = 0, unlabelled: int = 0) -> Dataset:
+        """missing: so many segments are of a video that has no features. unlabelled: so many have no verb."""
         numbers = range(videos * 3 // 4) if split == "train" else range(videos * 3 // 4, videos)
         segments = []
         for video in numbers:
             for second in range(SECONDS):
                 verb, noun = label_of(video, second)
                 name = f"lost{video}.mp4" if len(segments) < missing else f"v{video}.mp4"
-                labels = {"verb": verb, "noun": noun}
+                labels = {"noun": noun} if len(segments) < unlabelled else {"verb": verb, "noun": noun}
                 segments.append(Segment(name, float(second), float(second + 1), f"{split}-{video}-{second}", labels))
         classes = {"verb": ("a", "b", "c"), "noun": ("w", "x", "y", "z")}
         return Dataset(name="toy", split=split, segments=tuple(segments), classes=classes, root=root)

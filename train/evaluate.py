@@ -10,7 +10,7 @@ run's recipe under every observation that the recipe names (task.tau_a and test_
 test_fractions). `key=value` changes fields of all recipes: data.*, task.*, sampling.*, run.workers, run.micro_batch,
 run.precision, streams.NAME.features, .key and .clip.*. Every segment counts once, in any number of processes.
 
-Exit codes: 0 all segments were read, 1 some were not (they are named and left out), 2 wrong call.
+Exit codes: 0 all segments were read, 1 some were not (they are named), 2 wrong call.
 """
 
 from __future__ import annotations
@@ -38,15 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--crops", type=int, choices=(1, 3), help="squares of a frame (default: sampling.test_crops)")
     what.add_argument(
         "--average",
-        choices=("probability", "logit"),
+        choices=("probability", "logit", "maximum"),
         default="probability",
-        help="what the mean over views, and over runs, is taken of (default: %(default)s)",
+        help="what the mean over views, and over runs, is taken of; maximum: of each class the largest probability of "
+        "all views, and over runs the mean of these (default: %(default)s)",
     )
     what.add_argument(
         "--weights",
         action="append",
         metavar="[TASK:]W,W,...",
         help="weights of the runs, or of one task's scores; repeatable (default: equal)",
+    )
+    what.add_argument(
+        "--unread",
+        choices=("omit", "zeros"),
+        default="omit",
+        help="what segments are that cannot be read, or before which nothing can be seen: left out, or zeros: counted "
+        "with scores of zero, so as misses (RULSTM on EPIC-KITCHENS-100) (default: %(default)s)",
     )
     what.add_argument("--batch", type=int, metavar="N", help="segments at a time (default: as in training)")
     what.add_argument("--processes", type=int, metavar="N", help="refuse to run in any other number of processes")
@@ -60,12 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from accelerate import PartialState
-
     from .members import ensemble, save_members
     from .results import write_csv, write_epic_submission, write_json
     from .runs import split_words
-    from .world import check_world
+    from .world import check_world, join_world
 
     paths, overrides = split_words(args.runs)
     if args.batch is not None and args.batch < 1:
@@ -73,9 +79,7 @@ def main(args: argparse.Namespace) -> int:
     if not paths:
         raise ValueError("name a run, such as runs/mif; all that was given are recipe fields")
     levels = parse_levels(args.sls) if args.submission is not None else (0, 0, 0)
-    import torch
-
-    world = PartialState(cpu=not torch.accelerator.is_available())
+    world = join_world()
     check_world(world.num_processes, args.processes, "evaluation", "actionfuse.cli evaluate")
     members = collect(args, paths, overrides, rank=world.process_index, world_size=world.num_processes)
     if members is None:
@@ -97,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(args.csv, results)
     tell(whole, results, alone)
-    return tell_broken(whole.broken)
+    return tell_broken(whole.broken, become="count with scores of zero" if args.unread == "zeros" else "were left out")
 
 
 def collect(
@@ -117,8 +121,8 @@ def collect(
             continue
         run = open_run(path, changes)
         member = test_run(
-            run, args.split, num_crops=args.crops, average=args.average, batch_size=args.batch, rank=rank,
-            world_size=world_size, quiet=args.quiet,
+            run, args.split, num_crops=args.crops, average=args.average, unread=args.unread, batch_size=args.batch,
+            rank=rank, world_size=world_size, quiet=args.quiet,
         )  # fmt: skip
         members += [member] if member is not None else []
     if rank:
@@ -167,10 +171,13 @@ def parse_levels(text: str | None) -> tuple[int, int, int]:
 
 
 def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any]:
-    """What the EPIC-KITCHENS-100 servers take; anticipation is that of tau_a = 1 s.
+    """What the EPIC-KITCHENS-100 servers take; anticipation is that of tau_a = 1 s. Segments that could not be read, or
+    before which nothing can be seen, are in it with scores of zero, as RULSTM has them: the servers want all.
 
     Raises: ValueError where the run does not tell verbs and nouns, or was not tested at 1 s.
     """
+    import numpy as np
+
     from .metrics import marginalise
     from .results import epic_submission
 
@@ -188,15 +195,20 @@ def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any
     if "verb" not in scores or "noun" not in scores:
         raise ValueError(f"a submission needs scores of verbs and nouns; {member.name} tells {', '.join(scores)}")
     whole = "action" in scores and {"verb", "noun"} <= parts.keys()
+    gone = [row["id"] for row in seen.broken if row["id"] not in set(seen.table.ids)]
+    full = {}
+    for task, values in scores.items():
+        values = np.where(seen.table.missing[:, None], 0, values)
+        full[task] = np.concatenate([values, np.zeros((len(gone), values.shape[1]), values.dtype)])
     return epic_submission(
-        seen.table.ids,
-        scores["verb"],
-        scores["noun"],
+        (*seen.table.ids, *gone),
+        full["verb"],
+        full["noun"],
         challenge="action_anticipation" if seen.what["kind"] == "anticipation" else "action_recognition",
         sls_pt=levels[0],
         sls_tl=levels[1],
         sls_td=levels[2],
-        action=scores["action"] if whole else None,
+        action=full["action"] if whole else None,
         actions=list(zip(parts["verb"], parts["noun"], strict=True)) if whole else None,
     )
 
@@ -214,6 +226,7 @@ def about_of(
         "observations": {name or "trained": dict(each.what) for name, each in whole.observations.items()},
         "views": [member.views for member in members],
         "average": args.average,
+        "unread": args.unread,
         "broken": [{"id": row["id"], "reason": row["reason"]} for row in whole.broken],
     }
     if alone:
@@ -289,11 +302,11 @@ def _percent(value: float) -> str:
     return "-" if value != value else f"{100 * value:.2f}"
 
 
-def tell_broken(broken: Sequence[Mapping[str, Any]], what: str = "segments") -> int:
+def tell_broken(broken: Sequence[Mapping[str, Any]], what: str = "segments", become: str = "were left out") -> int:
     """Name what could not be read on standard error; the exit code."""
     for row in broken[:NAMED]:
         print(f"cannot be read: {row['id']}: {row['reason']}", file=sys.stderr)
     if broken:
         more = f", the first {NAMED} of them above" if len(broken) > NAMED else ""
-        print(f"{len(broken)} {what} were left out{more}", file=sys.stderr)
+        print(f"{len(broken)} {what} {become}{more}", file=sys.stderr)
     return int(bool(broken))

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .scores import ScoreTable
 from .stepwise import check_stepwise, told_tables
 from .testing import Average, Look, test_scores
 
+Unread = Literal["omit", "zeros"]
 _FORMAT = 1
 
 
@@ -66,10 +67,9 @@ class Member:
         return sorted(found.values(), key=lambda row: row["index"])
 
     def results(self) -> list[Result]:
-        """All metrics under all observations. Segments without labels are left out."""
-        tables = {name: labelled(seen.table) for name, seen in self.observations.items()}
-        known = {name: table for name, table in tables.items() if table is not None}
-        return evaluate_all(known, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
+        """All metrics under all observations, each over the segments that have a label of its task."""
+        tables = {name: seen.table for name, seen in self.observations.items()}
+        return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
 
 
 def labelled(table: ScoreTable) -> ScoreTable | None:
@@ -113,6 +113,7 @@ def test_run(
     *,
     num_crops: int | None = None,
     average: Average = "probability",
+    unread: Unread = "omit",
     batch_size: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -123,6 +124,8 @@ def test_run(
     tell step by step also those of each step, from the same pass.
 
     num_crops: squares of a frame, 1 or 3; None: the recipe's. Clips are those of the recipe's sampling.num_clips.
+    unread: what segments are that cannot be read, or before which nothing can be seen: left out, or "zeros": counted
+        with scores of zero, which is a miss unless the label is among the last classes (RULSTM on EPIC-KITCHENS-100).
     batch_size: segments at a time in each process; None: as in training, less with many views.
     look: shown every batch and what the model gave for it, of the first observation.
     Every process must call it; all but process 0 get None.
@@ -163,7 +166,12 @@ def test_run(
                 f"nothing of the split {split.split!r} of {split.name} can be read, such as {worst['id']}: "
                 f"{worst['reason']}"
             )
-        for at, (seen, table) in told_tables(tested, recipe, run.model.head, name, task).items():
+        whole: dict[str, Any] = {}
+        if unread == "zeros":
+            known = tested.scores.table().labels
+            labels = {task: values for task, values in dataset.labels().items() if task in known}
+            whole = {"ids": [segment.id for segment in split.segments], "labels": labels}
+        for at, (seen, table) in told_tables(tested, recipe, run.model.head, name, task, **whole).items():
             observations[at] = Observed(described(seen), table, tested.broken)
     if rank:
         return None
@@ -229,6 +237,7 @@ def _joined(
     average: Average,
 ) -> Observed:
     seen = [member.observations[name] for member in members]
+    lost = [{i for i, gone in zip(each.table.ids, each.table.missing, strict=True) if gone} for each in seen]
     places = [{i: row for row, i in enumerate(each.table.ids)} for each in seen]
     ids = [i for i in seen[0].table.ids if all(i in of for of in places)]
     known = {row["id"] for each in seen for row in each.broken}.union(ids)
@@ -263,9 +272,13 @@ def _joined(
         elif kind == "sigmoid":
             mean = torch.logit(mean, eps=1e-15)
         mixed[task] = mean.numpy()
+    # A run without scores of a segment has no say there (its zeros are even shares); what none has stays zero.
+    missing = np.array([all(i in of for of in lost) for i in ids], bool)
+    for scores in mixed.values():
+        scores[missing] = 0
     broken = {row["id"]: row for each in seen for row in each.broken}
     ordered = sorted(broken.values(), key=lambda row: row["index"])
-    return Observed(seen[0].what, ScoreTable(tuple(ids), mixed, labels), ordered)
+    return Observed(seen[0].what, ScoreTable(tuple(ids), mixed, labels, missing), ordered)
 
 
 # --- files of scores
@@ -280,6 +293,7 @@ def save_members(path: str | Path, members: Sequence[Member]) -> None:
         for name, seen in member.observations.items():
             key = f"{number}/{name or 'trained'}"
             arrays[f"{key}/ids"] = np.array(seen.table.ids)
+            arrays[f"{key}/missing"] = seen.table.missing
             arrays |= {f"{key}/scores/{task}": scores for task, scores in seen.table.scores.items()}
             arrays |= {f"{key}/labels/{task}": labels for task, labels in seen.table.labels.items()}
             observed[name] = {"what": dict(seen.what), "broken": [dict(row) for row in seen.broken]}
@@ -328,6 +342,7 @@ def load_members(path: str | Path) -> list[Member]:
                 tuple(map(str, own["ids"])),
                 {each.removeprefix("scores/"): array for each, array in own.items() if each.startswith("scores/")},
                 {each.removeprefix("labels/"): array for each, array in own.items() if each.startswith("labels/")},
+                own.get("missing", np.zeros(0, bool)),
             )
             observations[name] = Observed(seen["what"], table, seen["broken"])
         fields["classes"] = {task: tuple(names) for task, names in fields["classes"].items()}

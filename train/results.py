@@ -65,6 +65,8 @@ def evaluate(
 ) -> list[Result]:
     """Every metric that the table's scores and labels allow; `parts`, `subsets`, `many_shot` are those of a Dataset.
 
+    A segment whose label of a task is not known (below 0) does not count in it; a task without any has no result.
+
     For a task with one label: topK_accuracy and class_mean_topK_recall for each of `ks`; with several labels: mAP, in
     which segments without any label rank behind all others (Charades' public script).
     Where a task has parts, verbs and nouns are also scored by marginalising, and actions by factorising.
@@ -75,17 +77,18 @@ def evaluate(
     """
     found: list[Result] = []
     for task, truth in table.labels.items():
-        for source, ranks in _sources(table, task, parts or {}, absent):
+        for source, known, ranks in _sources(table, task, parts or {}, absent):
             if truth.ndim == 2:
                 found += _multi_label(table, task, at, subsets or {})
                 continue
             for subset, rows, classes in _subsets(table, task, subsets or {}, many_shot or {}):
-                label = truth[rows]
+                among = np.isin(known, rows)
+                label, own = truth[known[among]], ranks[among]
                 for k in ks:
-                    values = {f"class_mean_top{k}_recall": metrics.class_mean_of(ranks[rows], label, k, classes)}
+                    values = {f"class_mean_top{k}_recall": metrics.class_mean_of(own, label, k, classes)}
                     if classes is None:
-                        values = {f"top{k}_accuracy": metrics.top_k_of(ranks[rows], k)} | values
-                    counted = len(rows) if classes is None else int(np.isin(label, list(classes)).sum())
+                        values = {f"top{k}_accuracy": metrics.top_k_of(own, k)} | values
+                    counted = len(label) if classes is None else int(np.isin(label, list(classes)).sum())
                     for metric, value in values.items():
                         for name, number in zip(_names(at, value), np.atleast_1d(value), strict=True):
                             found.append(
@@ -136,12 +139,12 @@ def time_to_action(
             continue
         ranks: dict[str, list[np.ndarray]] = {}
         for tau_a in moments:
-            for source, of in _sources(tables[tau_a], task, parts or {}, absent):
+            for source, _, of in _sources(tables[tau_a], task, parts or {}, absent):
                 ranks.setdefault(source, []).append(of)
         for source, of in ranks.items():
             value = metrics.mean_time_to_action_of(np.stack(of, 1), moments, 5)
             found.append(
-                Result(task=task, metric=TIME_TO_ACTION, value=value, segments=len(first), scores=source, at=at)
+                Result(task=task, metric=TIME_TO_ACTION, value=value, segments=len(of[0]), scores=source, at=at)
             )
     return found
 
@@ -164,28 +167,36 @@ def by_row(results: Iterable[Result]) -> tuple[list[str], dict[str, dict[str, fl
 
 def _sources(
     table: ScoreTable, task: str, parts: Mapping[str, Mapping[str, Sequence[int]]], absent: Absent
-) -> list[tuple[str, np.ndarray]]:
-    """(where scores come from, ranks of the labels (N,) or (N, T)) for a task; ranks mean nothing for many labels."""
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(where scores come from, places of the segments whose label is known, ranks of these labels (N,) or (N, T)) for a
+    task; ranks mean nothing for many labels.
+    """
     labels, several = table.labels[task], table.labels[task].ndim == 2
-    found = []
+    known = np.arange(len(table)) if several else np.flatnonzero(labels >= 0)
+    if not len(known) and len(table):
+        return []
+    labels, found = labels[known], []
     if task in table.scores:
-        found.append(("direct", labels if several else metrics.label_ranks(table.scores[task], labels)))
+        ranks = labels if several else metrics.label_ranks(table.scores[task][known], labels)
+        found.append(("direct", known, ranks))
     for whole, owners in parts.items():
         if whole in table.scores and task in owners and not several:
             given = table.scores.get(task)
             count = given.shape[-1] if given is not None else max(*owners[task], int(labels.max(initial=0))) + 1
-            scores = metrics.marginalise(table.scores[whole], np.asarray(owners[task]), count, absent)
-            scores[table.missing] = 0
-            found.append(("marginalised", metrics.label_ranks(scores, labels)))
+            scores = metrics.marginalise(table.scores[whole][known], np.asarray(owners[task]), count, absent)
+            scores[table.missing[known]] = 0
+            found.append(("marginalised", known, metrics.label_ranks(scores, labels)))
         pair = list(owners)
         if whole == task and len(pair) == 2 and all(name in table.scores and name in table.labels for name in pair):
-            found.append(("factorised", _pair_ranks(table, pair)))
+            both = known[np.all([table.labels[name][known] >= 0 for name in pair], axis=0)]
+            if len(both) or not len(table):
+                found.append(("factorised", both, _pair_ranks(table, pair, both)))
     return found
 
 
-def _pair_ranks(table: ScoreTable, pair: list[str]) -> np.ndarray:
-    first, second = (table.scores[name] for name in pair)
-    labels = [table.labels[name] for name in pair]
+def _pair_ranks(table: ScoreTable, pair: list[str], rows: np.ndarray) -> np.ndarray:
+    first, second = (table.scores[name][rows] for name in pair)
+    labels = [table.labels[name][rows] for name in pair]
     if first.ndim == 2:
         return metrics.pair_ranks(first, second, *labels)
     return np.stack([metrics.pair_ranks(first[:, t], second[:, t], *labels) for t in range(first.shape[1])], axis=1)

@@ -4,6 +4,7 @@ observation of its own, so that one pass tests all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
@@ -63,17 +64,26 @@ def check_stepwise(recipe: Recipe, head: FusionHead) -> None:
 
 
 def told_tables(
-    tested: Tested, recipe: Recipe, head: FusionHead, name: str, task: Task
+    tested: Tested,
+    recipe: Recipe,
+    head: FusionHead,
+    name: str,
+    task: Task,
+    ids: Sequence[str] | None = None,
+    labels: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, tuple[Task, ScoreTable]]:
     """Observation and scores by name: what was tested as `name`, and each step where the head tells step by step.
 
     The head's own logits then are those of its told step, and so is the observation that they are told of.
+
+    ids, labels: of all segments, of which those that could not be read have scores of zero; None: those that were read.
     """
-    table = tested.scores.table()
+    missing = "error" if ids is None else "zeros"
+    table = tested.scores.table(ids, labels=labels, missing=missing)
     found: dict[str, tuple[Task, ScoreTable]] = {name: (task, table)}
     if not len(tested.steps):
         return found
-    whole = tested.steps.table(table.ids, labels=table.labels)
+    whole = tested.steps.table(table.ids, labels=table.labels, missing=missing)
     steps = next(iter(whole.scores.values())).shape[1]
     moments = step_tasks(recipe, head, steps)
     if moments:

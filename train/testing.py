@@ -20,7 +20,7 @@ from .batches import Batch, to_device
 from .model import ActionModel
 from .scores import Scores
 
-Average = Literal["probability", "logit"]
+Average = Literal["probability", "logit", "maximum"]
 Look = Callable[[Batch, Output], None]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,7 +71,8 @@ def test_scores(
     """Scores of this process's share of a split, with its labels. The model is put into eval mode and left in it.
 
     average: of views, "probability" (mean of softmax, or of sigmoid where several labels hold; the scores are then its
-        logarithm, so that softmax gives it back) or "logit". A segment with one view keeps its logits.
+        logarithm, so that softmax gives it back), "logit", or "maximum" (the logarithm of the largest probability; for
+        many labels the largest logit: PySlowFast on Charades). A segment with one view keeps its logits.
     tick: called with the number of segments of each batch. look: called with each batch and the model's output with its
         extras, a row for every view.
     """
@@ -142,7 +143,7 @@ def _told(
             scores = scores.float()
             if views > 1:
                 scores = scores.unflatten(0, (-1, views))
-                scores = scores.mean(1) if average == "logit" else mean_of_views(scores, task in several)
+                scores = _OF_VIEWS[average](scores, task in several)
             found[task] = scores
         return found
 
@@ -156,3 +157,17 @@ def mean_of_views(logits: Tensor, several: bool) -> Tensor:
     if several:
         return torch.logit(logits.double().sigmoid().mean(1)).float()
     return torch.logsumexp(logits.log_softmax(-1), 1) - math.log(logits.shape[1])
+
+
+def max_of_views(logits: Tensor, several: bool) -> Tensor:
+    """Logits (B, views, ..., C) -> (B, ..., C): the largest probability of each class over views, as a logarithm (as
+    log odds for many labels).
+    """
+    return (logits if several else logits.log_softmax(-1)).amax(1)
+
+
+_OF_VIEWS: dict[Average, Callable[[Tensor, bool], Tensor]] = {
+    "probability": mean_of_views,
+    "logit": lambda logits, several: logits.mean(1),
+    "maximum": max_of_views,
+}

@@ -144,8 +144,8 @@ def start_frame(segment: Segment) -> int:
 def kept_ids(segments: Iterable[Segment], num_steps: int = 14, alpha: float = 0.25) -> frozenset[str]:
     """Ids of the segments that RULSTM's protocol predicts: those with a frame to see before they start.
 
-    num_steps, alpha: as in `sampling.rulstm_past_frames`. The public code scores the others as misses: it gives them
-    zeros as scores and counts them in every metric.
+    num_steps, alpha: as in `sampling.rulstm_past_frames`. On EPIC-KITCHENS-100 the public code gives the others
+    zeros as scores and counts them in every metric; on EPIC-KITCHENS-55 and EGTEA Gaze+ it leaves them out.
     """
     seen: dict[int, bool] = {}
     kept = set()

@@ -27,6 +27,7 @@ from actionfuse.train.members import Member, Observed, ensemble, labelled, load_
 from actionfuse.train.results import evaluate
 from actionfuse.train.runs import open_run
 from actionfuse.train.scores import ScoreTable
+from actionfuse.train.testing import _OF_VIEWS
 
 test_run.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
@@ -101,7 +102,7 @@ def test_boxes_move_with_the_views(tmp_path):
         np.testing.assert_allclose(own[row], told.logits["noun"].mean(0), atol=1e-5)
 
 
-@pytest.mark.parametrize("average", ["probability", "logit"])
+@pytest.mark.parametrize("average", ["probability", "logit", "maximum"])
 def test_views_are_averaged_as_asked(tmp_path, average):
     root = write_videos(tmp_path / "videos")
     recipe = video_recipe(root, sampling__rule="slowfast")
@@ -119,12 +120,23 @@ def test_views_are_averaged_as_asked(tmp_path, average):
         with torch.inference_mode():
             logits = run.model({"rgb": clips}).logits["noun"]
         own = member.observations[""].table.scores["noun"][row]
-        expected = logits.mean(0) if average == "logit" else logits.softmax(-1).mean(0).log()
-        np.testing.assert_allclose(own, expected, atol=1e-5)
+        shares = logits.softmax(-1)
+        expected = {"logit": logits.mean(0), "probability": shares.mean(0).log(), "maximum": shares.amax(0).log()}
+        np.testing.assert_allclose(own, expected[average], atol=1e-5)
     # the same as training's own test where nothing is asked for
     assert main(["evaluate", str(tmp_path / "run"), "--json", str(tmp_path / "one.json"), "--quiet"]) == 0
     best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())["results"]
     assert results_of(tmp_path / "one.json") == best
+
+
+def test_the_largest_of_views_for_many_labels():
+    """As PySlowFast's TestMeter on Charades: the maximum of sigmoids."""
+    logits = torch.randn(3, 4, 5, generator=torch.manual_seed(0))
+    found = _OF_VIEWS["maximum"](logits, True)
+    for row in range(3):
+        for number in range(5):
+            largest = max(1 / (1 + np.exp(-float(logits[row, view, number]))) for view in range(4))
+            assert 1 / (1 + np.exp(-float(found[row, number]))) == pytest.approx(largest, abs=1e-6)
 
 
 def test_two_processes_write_the_same_files_as_one(toy, tmp_path, capsys):
@@ -259,6 +271,57 @@ def test_broken_segments_are_named(toy, tmp_path, capsys):
     assert "cannot be read: test-9-0: " in told.err and "2 segments were left out" in told.err
     assert "10 segments" in told.out
     assert [row["id"] for row in json.loads(out.read_text())["about"]["broken"]] == ["test-9-0", "test-9-1"]
+
+
+def test_broken_segments_may_count_as_misses(toy, tmp_path, capsys):
+    """As RULSTM has it: rows of zeros behind the scores, whose best classes are the largest numbers."""
+    out, kept = tmp_path / "r.json", tmp_path / "k.npz"
+    call = ["evaluate", str(toy / "b"), "data.options.missing=2", "--unread", "zeros", "--quiet"]
+    assert main([*call, "--json", str(out), "--scores", str(kept)]) == 1
+    told = capsys.readouterr()
+    assert "2 segments count with scores of zero" in told.err and "12 segments" in told.out
+    (whole,) = load_members(kept)
+    table = whole.observations[""].table
+    lost = [table.ids.index(name) for name in ("test-9-0", "test-9-1")]
+    assert table.missing.nonzero()[0].tolist() == lost
+    read = test_run(open_run(toy / "b", ["data.options.missing=2"]), quiet=True)
+    assert read is not None
+    seen = read.observations[""].table
+    scores, labels = {}, {}
+    for task in ("verb", "noun"):
+        scores[task] = np.concatenate([seen.scores[task], np.zeros((2, seen.scores[task].shape[1]))])
+        labels[task] = np.concatenate([seen.labels[task], table.labels[task][lost]])
+    by_hand = evaluate(ScoreTable((*seen.ids, "test-9-0", "test-9-1"), scores, labels))
+    assert {row.name: row.value for row in by_hand if row.scores == "direct"} == {
+        name: value for name, value in results_of(out).items() if "factorised" not in name
+    }
+    assert [row.segments for row in whole.results()] == [12] * len(whole.results())
+    shared = ensemble([whole, read]).observations[""].table
+    assert set(shared.ids) == set(seen.ids) and not shared.missing.any()
+    both = ensemble([whole, whole]).observations[""].table
+    assert both.missing.nonzero()[0].tolist() == lost and not both.scores["verb"][lost].any()
+    assert ensemble([whole, whole]).results() == whole.results()
+
+
+def test_a_submission_holds_what_could_not_be_read(toy, tmp_path):
+    out = tmp_path / "s.json"
+    for more in ([], ["--unread", "zeros"]):
+        call = ["evaluate", str(toy / "b"), "data.options.missing=2", "--submission", str(out), "--sls", "1,3,3"]
+        assert main([*call, *more, "--quiet"]) == 1
+        told = json.loads(out.read_text())["results"]
+        assert len(told) == 12
+        for task in ("verb", "noun"):
+            assert set(told["test-9-1"][task].values()) == {0.0} and len(set(told["test-9-2"][task].values())) > 1
+
+
+def test_segments_may_lack_a_label(toy, tmp_path, capsys):
+    """A run is trained and tested on labels that are there; what lacks a verb counts among nouns."""
+    recipe = toy_recipe(toy / "toy", run__epochs=1, data__options={"unlabelled": 2}, run__monitor="verb/top1_accuracy")
+    Trainer(recipe, tmp_path / "run", quiet=True).run()
+    out = tmp_path / "r.json"
+    assert main(["evaluate", str(tmp_path / "run"), "--json", str(out), "--quiet"]) == 0
+    rows = {(row["task"], row["segments"]) for row in json.loads(out.read_text())["rows"]}
+    assert rows == {("verb", 10), ("noun", 12)}
 
 
 @pytest.mark.parametrize(

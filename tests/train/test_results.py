@@ -14,6 +14,7 @@ from actionfuse.train.results import (
     Result,
     epic_submission,
     evaluate,
+    time_to_action,
     write_csv,
     write_epic_submission,
     write_json,
@@ -146,6 +147,35 @@ def test_names_say_where_scores_come_from():
     counted = {row.name: row.segments for row in rows}
     assert counted["action/class_mean_top5_recall/many_shot_either"] == np.isin(ACTION, [0, 1]).sum()
     assert counted["action/top1_accuracy/unseen"] == 9
+
+
+def test_unknown_labels_count_in_their_own_task_alone():
+    table = table_of_three()
+    labels = {task: values.copy() for task, values in LABELS.items()}
+    labels["verb"][:6] = labels["action"][:6] = -100
+    labels["noun"][4:9] = -100
+    labels["other"] = np.full(N, -100)
+    subsets = {"unseen": IDS[:10]}
+    partly = ScoreTable(table.ids, {**table.scores, "other": np.zeros((N, 3))}, labels)
+    rows = {row.name: row for row in evaluate(partly, parts=PARTS, subsets=subsets)}
+    assert not [name for name in rows if name.startswith("other")]
+
+    def part(keep):
+        return ScoreTable(
+            tuple(IDS[n] for n in keep),
+            {task: values[keep] for task, values in table.scores.items()},
+            {task: values[keep] for task, values in LABELS.items()},
+        )
+
+    kept = {"verb": np.arange(6, N), "action": np.arange(6, N), "noun": np.r_[:4, 9:N]}
+    kept["action_factorised"] = np.arange(9, N)
+    for name, row in rows.items():
+        keep = kept["action_factorised" if row.scores == "factorised" else row.task]
+        alone = {each.name: each for each in evaluate(part(keep), parts=PARTS, subsets=subsets)}[name]
+        assert (row.value, row.segments) == (alone.value, alone.segments)
+    assert rows["noun/top1_accuracy/unseen"].segments == 5 and rows["verb/top1_accuracy"].segments == N - 6
+    moments = {tau_a: ScoreTable(table.ids, {"verb": table.scores["verb"]}, labels) for tau_a in (1.0, 0.5)}
+    assert [row.segments for row in time_to_action(moments) if row.task == "verb"] == [N - 6]
 
 
 def test_predictions_at_several_times():
