@@ -67,9 +67,10 @@ class GatedMultimodalUnit(nn.Module):
             if self.rule == "bimodal":
                 gates = torch.cat([gates, 1 - gates], -2)
         if there is not None:
-            gates = gates * there[..., None]
             if self.rule == "bimodal":
-                gates = gates / gates.sum(-2, keepdim=True).clamp(min=torch.finfo(gates.dtype).tiny)
+                # all of the one that is there: scaling its own share would fail where the sigmoid gave it exactly 0
+                gates = gates.where(there.all(-1)[..., None, None], 1.0)
+            gates = gates * there[..., None]
         if self.rule == "mixed":
             closed = 1 - gates if there is None else (1 - gates) * there[..., None]
             others = values.sum(-2, keepdim=True) - values

@@ -46,9 +46,9 @@ class Design:
             one_of(option, getattr(self, option), get_args(kinds))
 
 
-def sinusoids(index: Tensor, width: int) -> Tensor:
+def sinusoids(index: Tensor, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(..., T) places in time -> (..., T, width): sin and cos in turn, as Vaswani et al., section 3.5."""
-    rate = 10000.0 ** (-torch.arange(0, width, 2, device=index.device) / width)
+    rate = 10000.0 ** (-torch.arange(0, width, 2, device=index.device, dtype=dtype) / width)
     angle = index[..., None] * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :width]
 
@@ -63,13 +63,13 @@ class Positions(nn.Module):
             self.table = nn.Parameter(torch.empty(groups, design.max_steps, design.width))
             nn.init.normal_(self.table, std=0.02)
 
-    def forward(self, index: Tensor) -> Tensor:
-        """index: (G or 1, B or 1, T), what is added to x (G, B, T, D)."""
+    def forward(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """index: (G or 1, B or 1, T), what is added to x (G, B, T, D) of this dtype."""
         if self.table is None:
-            return sinusoids(index, self.width)
+            return sinusoids(index, self.width, torch.promote_types(dtype, torch.float32)).to(dtype)
         if index.shape[-1] > self.table.shape[1]:
             raise ValueError(f"a stream has {index.shape[-1]} steps; max_steps is {self.table.shape[1]}")
-        return self.table[torch.arange(len(self.table), device=index.device)[:, None, None], index]
+        return self.table[torch.arange(len(self.table), device=index.device)[:, None, None], index].to(dtype)
 
 
 class DPES(nn.Module):
@@ -89,10 +89,10 @@ class DPES(nn.Module):
         index = torch.arange(x.shape[2], device=x.device)[None, None]
         if keep is not None:
             index = (index - _first_steps(keep, same_clock)[..., None]).clamp(min=0)
-        z = self.dropout(x + self.first(index).to(x.dtype))
+        z = self.dropout(x + self.first(index, x.dtype))
         if self.second is None:
             return self.norm(z + self.dropout(self.attention(z, z, keep=keep)[0]))
-        again = self.second(index).to(x.dtype)
+        again = self.second(index, x.dtype)
         if self.inside:
             placed = z + again
             return self.norm(z + self.dropout(self.attention(placed, placed, values=z, keep=keep)[0]))
@@ -141,7 +141,8 @@ def pool_steps(x: Tensor, keep: Tensor | None, how: Pool) -> Tensor:
     share = keep
     if how == "last":
         share = keep & (keep.flip(-1).cumsum(-1).flip(-1) == 1)
-    share = share / share.sum(-1, keepdim=True).clamp(min=1)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    share = share.to(exact) / share.sum(-1, keepdim=True).clamp(min=1)
     return (share.to(x.dtype)[..., None, :] @ x).squeeze(-2)
 
 

@@ -98,7 +98,14 @@ class GroupsHead(StreamsHead):
         there = None if keep is None else keep.any(-1)
         output = Output({task: self._mean([of[task] for of in scores.values()], there) for task in self.classes})
         if self.separate:
-            output.auxiliary = {f"group/{name}": of for name, of in scores.items()}
+            taught = scores.values()
+            if there is not None:
+                # a sample without any of a group's streams teaches it nothing
+                taught = [
+                    {task: x.where(is_there[:, None], x.detach()) for task, x in of.items()}
+                    for of, is_there in zip(taught, there, strict=True)
+                ]
+            output.auxiliary = {f"group/{name}": of for name, of in zip(scores, taught, strict=True)}
         if extras:
             output.extras = {f"logits/{name}/{t}": x.detach() for name, of in scores.items() for t, x in of.items()}
         return output

@@ -204,6 +204,10 @@ def test_one_of_two_streams_alone_is_its_own_value():
     mixed, gates = unit(vectors, torch.tensor([[True, False]] * 2))
     torch.testing.assert_close(mixed, unit.values[0](vectors[0]).tanh())
     assert gates[:, 0].eq(1).all() and gates[:, 1].eq(0).all()
+    # a gate that is shut to the last digit, as bfloat16's soon are
+    torch.nn.init.constant_(unit.gates.bias, -200.0)
+    mixed, _ = unit(vectors, torch.tensor([[True, False]] * 2))
+    torch.testing.assert_close(mixed, unit.values[0](vectors[0]).tanh())
 
 
 def test_a_missing_stream_is_in_no_term_of_a_mixed_unit():

@@ -197,6 +197,13 @@ def test_equations(name, streams):
     check(head, sequences(head))
 
 
+@pytest.mark.parametrize("name", NAIVE)
+def test_float64_is_float64_throughout(name):
+    head = shaken(small_head(name, TRIPLE)).double()
+    masks = {stream: torch.tensor([[True] * 3 + [False], [False] + [True] * 3]) for stream in TRIPLE}
+    check(head, {stream: x.double() for stream, x in sequences(head).items()}, masks, tolerance=1e-12)
+
+
 @pytest.mark.parametrize("name", ["mif_parallel", "mif_progressive", "hybrid_fusion"])
 @pytest.mark.parametrize(
     "options",
@@ -462,6 +469,16 @@ def test_late_fusion_can_train_every_stream_by_itself():
     assert head.project["rgb"].weight.grad.abs().max() > 0
     assert head.project["flow"].weight.grad is None or head.project["flow"].weight.grad.abs().max() == 0
     torch.testing.assert_close(output.extras["logits/flow/noun"], output.auxiliary["group/flow"]["noun"].detach())
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_sample_without_a_stream_teaches_its_classifier_nothing(missing):
+    head = small_head("late_fusion", PAIR, training="separate").train()
+    there = torch.tensor([[not missing] * 4, [True] * 4])
+    output = head(sequences(head), masks={"flow": there})
+    output.auxiliary["group/flow"]["verb"][0].sum().backward()
+    learnt = [p.grad.abs().max() > 0 for p in head.stage3["flow"].linear["verb"].parameters()]
+    assert learnt == [not missing] * 2
 
 
 def test_dropout_is_random_in_training_only():
