@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from actionfuse._registry import Registry
 
 FeatureLayout = Literal["map", "sequence"]
+_NO_MODULES = nn.ModuleDict()
 State = list[tuple[Tensor, ...]]  # of each recurrent unit of a head, whatever it keeps: (layers, B, width) each
 
 
@@ -116,6 +117,11 @@ class FusionHead(nn.Module):
             if not sizes and not (what == "streams" and self.boxes_suffice):
                 raise ValueError(f"a head needs {what}: a dictionary of names and sizes, and got none")
             for name, size in sizes.items():
+                if not isinstance(name, str) or not name or "." in name or hasattr(_NO_MODULES, name):
+                    raise ValueError(
+                        f"{what} have the name {name!r}, which cannot name a part of a network: it must be a string "
+                        f"that is not empty, has no dot and is not one of nn.ModuleDict's own, such as 'type' or 'keys'"
+                    )
                 if not isinstance(size, int) or size < 1:
                     raise ValueError(f"{what}[{name!r}] is {size!r}; it must be a positive whole number")
 
@@ -132,7 +138,8 @@ class FusionHead(nn.Module):
 
         features: stream -> (B, D, T, H, W) or (B, T, D). A head that takes RoI features as well says so.
         masks: stream -> bool (B, T), False where a step is padding or missing; a row without any True is a stream that
-            this sample lacks. A stream without a mask is all there. Results are those of the real steps alone.
+            this sample lacks. A stream without a mask is all there. Results are those of the real steps alone; where
+            some come first that are not, `mimo` and `query` count these too when they tell which place is which.
         losses: also compute the head's own losses; None = in training mode only.
         extras: also return what people look at. It can cost time (attention weights), so nobody gets it unasked.
         """

@@ -21,7 +21,8 @@ Where the text is silent: streams are projected to one width; a place is told by
 row and column, summed (`max_steps`, `max_side` are the tables' sizes). "A standard multi-head attention layer" is taken
 by its word, without residual, norm or MLP; `block="encoder"` has them (pre-norm, MLP of 4 x width). Several layers
 (`depth`) attend everything to everything; in the last, which is steered, only the rows of the task tokens are computed,
-as nothing else of it is used. Missing streams and padded steps are not in the sequence.
+as nothing else of it is used. Missing streams and padded steps are not in the sequence; real ones keep their places, so
+that the last step of an observation is told by the same embedding however early its video began.
 """
 
 from __future__ import annotations

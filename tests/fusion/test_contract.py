@@ -156,6 +156,11 @@ def test_wrong_calls_say_what_is_wrong(name):
             create_head(name, streams=WIDTHS, classes={})
         with pytest.raises(ValueError, match=r"classes\['verb'\] is 0"):
             create_head(name, streams=WIDTHS, classes={"verb": 0})
+        for wrong in ("", "verb.hard", "type", 1):
+            with pytest.raises(ValueError, match=f"classes have the name {wrong!r}"):
+                create_head(name, streams=WIDTHS, classes={wrong: 2})
+            with pytest.raises(ValueError, match=f"streams have the name {wrong!r}"):
+                create_head(name, streams={**WIDTHS, wrong: 4}, classes=CLASSES)
     with pytest.raises(ValueError, match="no option 'no_such'"):
         create_head(name, streams=WIDTHS, classes=CLASSES, no_such=1)
     if head.needs_boxes:
