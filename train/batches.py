@@ -121,19 +121,19 @@ def to_device(batch: Mapping[str, Any], device: torch.device, kind: str, classes
         categories = given["categories"][..., None, :] * given["present"]
         # several views of a segment are clips of their own
         boxes = Instances(move(given["boxes"].flatten(0, -4)), move(categories.flatten(0, -3)))
-    labels = {task: move(label) for task, label in batch["labels"].items()}
-    targets = {task: target_of(label, classes[task], kind, task) for task, label in labels.items()}
+    # Labels are looked at before they are moved: on a GPU that would wait for all that it is still computing.
+    targets = {task: move(target_of(label, classes[task], kind, task)) for task, label in batch["labels"].items()}
     past = {}
     for task, label in batch.get("past_labels", {}).items():
-        flat = target_of(move(label).flatten(), classes[task], kind, task)
-        past[task] = flat.reshape(*label.shape, *flat.shape[1:])
+        flat = target_of(label.flatten(), classes[task], kind, task)
+        past[task] = move(flat.reshape(*label.shape, *flat.shape[1:]))
     return Batch(
         batch["id"],
         inputs,
         {name: move(mask) for name, mask in masks.items()},
         boxes,
         targets,
-        labels,
+        {task: move(label) for task, label in batch["labels"].items()},
         past,
         list(zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)),
     )

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load, save
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -48,7 +49,7 @@ from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gr
 from .step import Step
 from .stepwise import check_monitor, check_stepwise, told_tables
 from .testing import test_scores
-from .world import check_batch, check_sync_bn, check_world, share_batch
+from .world import PATIENCE, check_batch, check_compile, check_sync_bn, check_world, share_batch
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -92,12 +93,14 @@ class Trainer:
         self.recipe, self.folder = recipe, folder
         run = recipe.run
         check_sharding(run.shard, run.precision)
+        check_compile(run.compile)
         self.accelerator = Accelerator(
             # said, or torchrun's processes on a CPU would each train alone
             cpu=not torch.accelerator.is_available(),
             mixed_precision="no" if run.precision == "fp32" else run.precision,
             log_with=list(run.trackers) or None,  # pyright: ignore[reportArgumentType]
             project_dir=str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         world_told = check_world(self.accelerator.num_processes, processes)
         check_batch(recipe.optim.batch, processes)
@@ -179,8 +182,7 @@ class Trainer:
     def _prepare(self, model: ActionModel) -> None:
         run, optim = self.recipe.run, self.recipe.optim
         if run.sync_bn and self.world > 1:
-            converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            model = converted
+            model.synchronise_norms()
         self.model = model.to(self.device)
         if run.shard:
             shard_model(model)
@@ -214,7 +216,9 @@ class Trainer:
         # Training goes on from the trained weights, which are not those of model.safetensors where there are averages.
         weights = state["weights"] if self.ema is not None else load((found / WEIGHTS).read_bytes())
         set_model_state_dict(self.step, {f"model.{k}": v for k, v in weights.items()}, options=_FULL)
-        set_optimizer_state_dict(self.step, self._torch_optimizer(), state["optimizer"], options=_FULL)
+        if any(x is not None for each in state["optimizer"]["state"].values() for x in each.values()):
+            # torch asks for a tensor, and SGD without momentum keeps none
+            set_optimizer_state_dict(self.step, self._torch_optimizer(), state["optimizer"], options=_FULL)
         for group, base in zip(self._torch_optimizer().param_groups, state["base_lrs"], strict=True):
             group["base_lr"] = base
             group |= {"betas": tuple(group["betas"])} if "betas" in group else {}  # torch reads them back as a list

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from actionfuse._files import write_atomically
@@ -161,6 +162,13 @@ class ActionModel(nn.Module):
             norm.requires_grad_(False)
         self._in_eval += norms[1:]
         self.train(self.training)
+
+    def synchronise_norms(self) -> None:
+        """Make batch norms measure over all processes (`nn.SyncBatchNorm`), in place, their tensors the same."""
+        kept = [name for name, module in self.named_modules() if any(module is each for each in self._in_eval)]
+        # timm's: torch's own loses the activation of norms that have one
+        convert_sync_batchnorm(self)
+        self._in_eval = [self.get_submodule(name) for name in kept]
 
     def train(self, mode: bool = True) -> ActionModel:
         super().train(mode)

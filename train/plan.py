@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from .recipe import Recipe
@@ -183,7 +184,7 @@ def make_plan(
         batches: Iterator[Any] = (random_batch(recipe, shapes, model, high) for _ in range(steps + 1))
     else:
         dataset = build_dataset(recipe, split, model, make_task(recipe.task), training=True)
-        batches = _loaded(recipe, dataset, high, steps + 1)
+        batches = _loaded(recipe, dataset, high, steps + 1, bench.device)
     seconds, waited = bench.clock(batches, read=split is not None)
     return Plan(
         recipe=recipe.name,
@@ -443,13 +444,13 @@ def advice(plan: Plan) -> list[str]:
     return lines
 
 
-def _loaded(recipe: Recipe, dataset: Any, size: int, count: int) -> Iterator[Any]:
-    """The first `count` batches of training, over again where an epoch is shorter."""
+def _loaded(recipe: Recipe, dataset: Any, size: int, count: int, device: torch.device) -> Iterator[Any]:
+    """The first `count` batches of training on `device`, over again where an epoch is shorter."""
     from ..pipeline.samples import make_loader
     from .batches import TrainSampler
 
     sampler = TrainSampler(len(dataset), repeats=recipe.augment.repeats, seed=recipe.run.seed)
-    loader = make_loader(dataset, batch_size=size, sampler=sampler, num_workers=recipe.run.workers)
+    loader = make_loader(dataset, batch_size=size, sampler=sampler, num_workers=recipe.run.workers, device=device)
     given, epoch = 0, 0
     while given < count:
         sampler.set_epoch(epoch)

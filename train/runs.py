@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from .model import ActionModel, find_model, load_model
 from .recipe import Recipe, load_recipe
+from .world import join_world
 
 RECIPE = "recipe.yaml"
 # What may be said anew of a run that is trained: where data lies, what is observed of it, how it is computed.
@@ -50,7 +50,7 @@ def open_run(path: str | Path, overrides: Iterable[str] = ()) -> TrainedRun:
             )
     folder = find_model(path)
     recipe = load_recipe(recipe_file(folder), overrides)
-    device = PartialState(cpu=not torch.accelerator.is_available()).device or torch.device("cpu")
+    device = join_world().device or torch.device("cpu")
     return TrainedRun(path, folder, recipe, load_model(folder).to(device), device)
 
 

@@ -14,16 +14,18 @@ from .recipe import Recipe
 
 
 class Step(nn.Module):
-    """Model and loss as one module, so that wrappers of parallel training see plain tensors come out."""
+    """Model and loss as one module, so that wrappers of parallel training see plain tensors come out. The model lies on
+    its device already."""
 
     def __init__(self, model: ActionModel, recipe: Recipe, class_weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.model, self.recipe, self.class_weights = model, recipe, dict(class_weights)
+        device = next(model.parameters()).device
+        self.model, self.recipe = model, recipe
+        self.class_weights = {task: weight.to(device) for task, weight in class_weights.items()}
 
     def forward(self, inputs: dict, boxes: Any, masks: dict, targets: dict, past: dict | None = None) -> dict[str, Any]:
         distance = self.recipe.loss.distance
         output = self.model(inputs, boxes, masks, losses=True, pooled=distance.weight > 0)
-        weights = {task: weight.to(next(iter(targets.values())).device) for task, weight in self.class_weights.items()}
         loss, parts = total_loss(
             output,
             targets,
@@ -31,7 +33,7 @@ class Step(nn.Module):
             smoothing=self.recipe.optim.label_smoothing,
             auxiliary_weights=self.model.head.auxiliary_weights,
             main_weight=self.model.head.main_weight,
-            class_weights=weights,
+            class_weights=self.class_weights,
             past=past,
         )
         if distance.weight:

@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+# How long a process waits for the others before it gives up. NCCL's own 10 minutes are less than what one of many is
+# late by at the end of a test of hours, in which they do not meet.
+PATIENCE = timedelta(hours=1)
+
+
+def join_world() -> PartialState:
+    """This process among those that were started together, on its GPU where there is one."""
+    import torch
+    from accelerate import PartialState
+
+    # said, or torchrun's processes on a CPU would each be alone
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def parse_processes(text: str) -> tuple[int, int]:
@@ -86,4 +105,14 @@ def check_sync_bn(sync_bn: bool, world: int, device_type: str) -> None:
         raise ValueError(
             "run.sync_bn is true, but torch's synchronised batch norms run on GPUs alone: set run.sync_bn=false (each "
             "process then measures its own share of a batch)"
+        )
+
+
+def check_compile(wanted: bool) -> None:
+    """Raises ValueError where torch.compile would fail at the first step: it writes C for its kernels, also a GPU's."""
+    compilers = [os.environ.get("CC"), os.environ.get("CXX"), *map(shutil.which, ("gcc", "g++", "clang", "clang++"))]
+    if wanted and not any(compilers):
+        raise ValueError(
+            "run.compile is true, but there is no C compiler here (slim images have none): install gcc and g++, name "
+            "one in CC, or set run.compile=false"
         )

@@ -1,0 +1,187 @@
+"""What training does on GPUs and among processes, as far as it can be shown without them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+
+import accelerate
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from toy_training import toy_recipe, write_toy
+from toy_videos import video_recipe, write_videos
+
+from actionfuse.pipeline import samples
+from actionfuse.pipeline.samples import collate
+from actionfuse.train import engine, world
+from actionfuse.train.batches import to_device
+from actionfuse.train.build import build_dataset, build_model, load_split, make_task
+from actionfuse.train.engine import Preempted, Trainer
+from actionfuse.train.model import ActionModel
+from actionfuse.train.plan import make_plan
+from actionfuse.train.step import Step
+
+META = torch.device("meta")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+def test_tests_of_the_cpu_see_no_gpu():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.accelerator.is_available()
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+def test_a_batch_is_moved_without_a_look_at_its_numbers(root, kind):
+    """A tensor of the meta device has no numbers, so whoever looks at one fails: a GPU would be waited for."""
+    recipe = toy_recipe(root)
+    split = load_split(recipe, "train")
+    model = build_model(recipe, split.classes)
+    dataset = build_dataset(recipe, split, model, make_task(recipe.task), training=True)
+    raw = collate([dataset[n] for n in range(4)])
+    raw["past_labels"] = {"verb": torch.zeros(4, 3, dtype=torch.int64)}
+    batch = to_device(raw, META, kind, model.head.classes)
+    for part in (batch.inputs, batch.targets, batch.labels, batch.past):
+        assert part and all(x.device == META for x in part.values())
+    assert batch.past["verb"].shape[:2] == (4, 3)
+
+
+def test_weights_of_classes_lie_beside_the_model(root):
+    recipe = toy_recipe(root, loss__balance="loss")
+    model = build_model(recipe, load_split(recipe, "train").classes).to(META)
+    assert Step(model, recipe, {"verb": torch.ones(3)}).class_weights["verb"].device == META
+
+
+@pytest.mark.parametrize("network", ["tsn:test_resnet", "tsn:test_efficientnet"])
+def test_synchronised_norms_are_the_norms_that_they_were(videos, network):
+    """With the activations that some of timm's have inside, and in eval mode where the recipe says so."""
+    recipe = video_recipe(videos, streams__rgb__backbone=network, streams__rgb__partial_bn=True)
+    torch.manual_seed(0)
+    model = build_model(recipe, load_split(recipe, "train").classes)
+    clips = {"rgb": torch.randint(256, (2, 3, 32, 32, 3), dtype=torch.uint8)}
+    state = model.state_dict()
+    with torch.no_grad():
+        before = model.eval()(clips).logits["verb"]
+        model.synchronise_norms()
+        after = model.eval()(clips).logits["verb"]
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    assert all(value is x or value.data_ptr() == x.data_ptr() for value, x in _pairs(model.state_dict(), state))
+    model.train()
+    norms = [m for m in model.backbones["rgb"].modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 2 and all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert [norm.training for norm in norms] == [True] + [False] * (len(norms) - 1)
+
+
+def _pairs(one, two):
+    assert one.keys() == two.keys()
+    return [(one[key], two[key]) for key in one]
+
+
+def test_norms_of_several_processes_are_synchronised(videos, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ActionModel, "synchronise_norms", lambda self: asked.append(self))
+    trainer = Trainer(video_recipe(videos, run__sync_bn=True), tmp_path, quiet=True)
+    assert not asked  # one process
+    trainer.world = 2
+    trainer._prepare(trainer.model)
+    assert asked == [trainer.model]
+
+
+def test_processes_wait_longer_for_one_another_than_nccl_would(root, tmp_path, monkeypatch):
+    told = {}
+    monkeypatch.setattr(accelerate, "PartialState", lambda **options: told.update(options))
+    world.join_world()
+    assert told == {"cpu": True, "timeout": world.PATIENCE} and world.PATIENCE.total_seconds() > 600
+    accelerator, seen = engine.Accelerator, {}
+
+    def note(**options):
+        seen.update({key: value for each in options["kwargs_handlers"] for key, value in each.to_kwargs().items()})
+        return accelerator(**options)
+
+    monkeypatch.setattr(engine, "Accelerator", note)
+    Trainer(toy_recipe(root), tmp_path, quiet=True)
+    assert seen == {"timeout": world.PATIENCE}
+
+
+def test_a_run_of_sgd_without_momentum_goes_on(root, tmp_path):
+    recipe = toy_recipe(root, optim__name="sgd", optim__momentum=0.0, run__epochs=2)
+    Trainer(recipe, tmp_path / "whole", quiet=True).run()
+    trainer = Trainer(recipe, tmp_path / "stopped", quiet=True)
+    trainer._anyone_stops = lambda: trainer.progress.step == 8
+    with pytest.raises(Preempted):
+        trainer.run()
+    Trainer(recipe, tmp_path / "stopped", quiet=True).run()
+    one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped"))
+    assert one == two
+
+
+def test_plans_read_batches_as_training_does(root, monkeypatch):
+    given = []
+    make = samples.make_loader
+
+    def note(*args, **options):
+        given.append(inspect.signature(make).bind(*args, **options).arguments.get("device"))
+        return make(*args, **options)
+
+    monkeypatch.setattr(samples, "make_loader", note)
+    make_plan(toy_recipe(root), steps=1)
+    assert given == [torch.device("cpu")]
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="there is no C compiler here"):
+        Trainer(toy_recipe(root, run__compile=True), tmp_path / "run", quiet=True)
+    world.check_compile(False)
+    monkeypatch.setenv("CC", "/opt/bin/cc")
+    world.check_compile(True)
+
+
+def test_fp16_scales_losses_and_its_scale_is_kept(root, tmp_path, monkeypatch):
+    """Accelerate makes a scaler on GPUs alone, so it is given one here that works on a CPU."""
+    recipe = toy_recipe(root, run__epochs=2, run__precision="fp16", optim__clip_norm=1.0)
+    prepare = Trainer._prepare
+
+    def with_scaler(self, model):
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+        self.accelerator.native_amp = True
+        prepare(self, model)
+
+    AcceleratorState._reset_state()  # Accelerate has one precision for a process
+    monkeypatch.setattr(Trainer, "_prepare", with_scaler)
+    try:
+        Trainer(recipe, tmp_path / "whole", quiet=True).run()
+        stopped = Trainer(recipe, tmp_path / "stopped", quiet=True)
+        stopped._anyone_stops = lambda: stopped.progress.step == 8
+        with pytest.raises(Preempted):
+            stopped.run()
+        again = Trainer(recipe, tmp_path / "stopped", quiet=True)
+        # 8 steps, of which every fifth doubles it
+        assert again.accelerator.scaler is not None and again.accelerator.scaler.get_scale() == 2.0**11
+        again.run()
+        one, two = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped"))
+        assert one == two
+    finally:
+        AcceleratorState._reset_state()
+
+
+def test_the_image_of_gpus_is_the_only_one_that_compose_needs_there():
+    """Whoever has built the image for GPUs has not built the one for CPUs."""
+    folder = Path(__file__).resolve().parents[2] / "docker"
+    base, over = (
+        yaml.safe_load((folder / name).read_text())["services"] for name in ("compose.yaml", "compose.gpu.yaml")
+    )
+    for name in ("node0", *base["node0"]["depends_on"]):
+        assert over[name]["image"] == "${ACTIONFUSE_IMAGE:-actionfuse}"
