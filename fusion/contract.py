@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from actionfuse._registry import Registry
 
+from ._options import check_options
+
 FeatureLayout = Literal["map", "sequence"]
 _NO_MODULES = nn.ModuleDict()
 State = list[tuple[Tensor, ...]]  # of each recurrent unit of a head, whatever it keeps: (layers, B, width) each
@@ -310,7 +312,7 @@ def create_head(name: str, *, streams: Mapping[str, int], classes: Mapping[str, 
     classes: task -> number of classes, for instance {"verb": 97, "noun": 300}.
     options: keyword options of the head, listed by its docstring and by `actionfuse models --heads`.
 
-    Raises ValueError for an unknown name or option; it says what there is.
+    Raises ValueError for an unknown name or option, which says what there is, and for a value that is not allowed.
     """
     make = HEADS[name]
     known = dict(head_options(name))
@@ -319,6 +321,7 @@ def create_head(name: str, *, streams: Mapping[str, int], classes: Mapping[str, 
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
             raise ValueError(f"head {name!r} has no option {option!r}; {hint}")
+    check_options(make, options)
     head = make(streams=streams, classes=classes, **options)
     head.name, head.options = name, dict(options)
     return head

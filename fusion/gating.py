@@ -35,7 +35,7 @@ class GatedMultimodalUnit(nn.Module):
     def __init__(self, widths: Sequence[int], width: int, *, rule: Rule | None = None, bias: bool = True) -> None:
         super().__init__()
         count = len(widths)
-        self.rule = rule or ("bimodal" if count == 2 else "independent")
+        self.rule = rule if rule is not None else "bimodal" if count == 2 else "independent"
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule is {rule!r}; it is one of {', '.join(map(repr, get_args(Rule)))}")
         if self.rule == "bimodal" and count != 2:

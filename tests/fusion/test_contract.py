@@ -3,13 +3,15 @@
 import copy
 import inspect
 import io
+import math
 
+import numpy as np
 import pytest
 import torch
 from fusion_heads import CLASSES, WIDTHS, boxes_of, features_of, small_head
 from torch.nn import functional as F
 
-from actionfuse.fusion import create_head, list_heads
+from actionfuse.fusion import create_head, head_options, list_heads
 from actionfuse.fusion.contract import CARDS, HEADS
 
 NAMES = list_heads()
@@ -192,6 +194,24 @@ def test_options_are_explicit_and_papers_named(name):
         assert option.kind is inspect.Parameter.KEYWORD_ONLY, f"{name}: {option}"
     assert CARDS[name].summary
     assert any(c.isdigit() for c in CARDS[name].paper) or not CARDS[name].paper
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_that_no_option_can_have_are_refused(name):
+    """Of another kind, none where some are needed, not finite, not a probability."""
+    for option, default in head_options(name):
+        wrong = [object(), -1, math.nan, "", []]
+        wrong += [True, 0.5] if isinstance(default, int) and not isinstance(default, bool) else []
+        wrong += [0] if type(default) is int and option != "nonlocal_layers" else []
+        wrong += [math.inf, "0.1"] if isinstance(default, float) else []
+        wrong += [1.5] if "drop" in option else []
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"\b{option}\b.* (is|are) "):
+                small_head(name, TRIPLE, **{option: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert create_head("gating", streams=WIDTHS, classes=CLASSES, width=np.int64(8), dropout=np.float32(0.5)).unit
 
 
 def test_an_unknown_head_is_answered_with_near_names():
