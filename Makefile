@@ -11,7 +11,7 @@ AREAS := pipeline backbones fusion extract train
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-cluster demo demo-features demo-training locks lint format dev links clean check-python
+.PHONY: help test test-gpu test-cluster demo demo-features demo-training locks lint format dev links clean check-python
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,6 +20,9 @@ help:  ## list the targets
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+
+test-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, or several: the others run on the CPU wherever they are
+	$(BIN)/python -m pytest -m gpu $(PYTEST)
 
 # Root on Debian 12, where what is missing is installed by apt. CHECKERS: linters, whose pins fit no other environment.
 CHECKERS := $(VENV)-checkers

@@ -81,7 +81,7 @@ class Runner:
             raise ValueError(f"{plan.name}: top is {top}, but the classifier knows {fewest} classes")
         self.plan, self.backbone, self.device = plan, backbone.eval().to(device), device
         if device.type == "cuda":
-            self.backbone = self.backbone.to(memory_format=_memory_format(backbone))
+            lay_out(self.backbone)
         self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
         # Where windows overlap, each frame is computed once, if nothing but its mean over space is asked for.
         looks_once = backbone.frame_by_frame and plan.stride < plan.entries and not plan.flow_on_device
@@ -115,11 +115,12 @@ class Runner:
             # Its cache of converted weights is one for all threads: what one stream of a GPU converts, another would
             # use before it is there.
             autocast = torch.autocast(self.device.type, DTYPES[self.precision], cache_enabled=False)
+        # Outside: RAFT knows what of it may be computed in which precision, and its correlations are float32.
+        pixels = self._flow_clips(batch) if self.plan.flow_on_device else batch.clips
         with torch.inference_mode(), autocast:
             if self.shares_frames and batch.before is not None:
                 rows = {"features": self._frames_once(batch.clips, batch.before)}
             else:
-                pixels = self._flow_clips(batch) if self.plan.flow_on_device else batch.clips
                 rows = self._rows(self._normal(pixels), batch)
             return {name: value.float().cpu().numpy() if value.is_floating_point() else value.cpu().numpy()
                     for name, value in rows.items()}  # fmt: skip
@@ -252,6 +253,9 @@ def _instances(maps: Tensor, boxes: np.ndarray, present: np.ndarray) -> tuple[Te
     return cells.mean((-2, -1)).sum(1) / counted, there.any(1)
 
 
-def _memory_format(backbone: nn.Module) -> torch.memory_format:
-    has_3d = any(isinstance(module, nn.Conv3d) for module in backbone.modules())
-    return torch.channels_last_3d if has_3d else torch.channels_last
+def lay_out(backbone: nn.Module) -> None:
+    """Kernels with the channels last, in place, as `InputSpec.normalise` lays out clips: no map is reordered."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in backbone.parameters():
+        if weight.ndim in formats:  # `Module.to(memory_format=...)` fails on networks with kernels of both kinds
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
