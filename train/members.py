@@ -72,22 +72,24 @@ class Member:
         return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
 
 
-def labelled(table: ScoreTable) -> ScoreTable | None:
-    """The segments that have a label of each task of which any segment has one; None where there are none."""
+def labelled(table: ScoreTable, task: str | None = None) -> ScoreTable | None:
+    """The segments that have a label of `task`, or (None) of each task of which any segment has one; None where there
+    are none.
+    """
     known: dict[str, np.ndarray] = {}
     keep = np.ones(len(table), bool)
-    for task, labels in table.labels.items():
+    for name, labels in table.labels.items():
         there = labels.any(1) if labels.ndim == 2 else labels >= 0
-        if labels.ndim == 2 or there.any():
-            known[task] = labels
+        if (labels.ndim == 2 or there.any()) and task in (None, name):
+            known[name] = labels
             keep &= there if labels.ndim == 1 else True
     if not known or not keep.any():
         return None
     rows = np.flatnonzero(keep)
     return ScoreTable(
         tuple(table.ids[row] for row in rows),
-        {task: scores[rows] for task, scores in table.scores.items()},
-        {task: labels[rows] for task, labels in known.items()},
+        {name: scores[rows] for name, scores in table.scores.items()},
+        {name: labels[rows] for name, labels in known.items()},
         table.missing[rows],
     )
 

@@ -143,7 +143,7 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     about = {
         "run": str(run.path),
         "task": {key: getattr(run.recipe.task, key) for key in ("kind", "tau_a", "tau_o", "fraction")},
-        "broken": [{"video": row["video"], "reason": row["reason"]} for row in broken],
+        "broken": [{key: row[key] for key in ("video", "id", "reason")} for row in broken],
     }
     if args.json is not None:
         write_json(args.json, about, rows)
@@ -235,7 +235,7 @@ def _info(item: VideoInput, decoder: str, broken: list[dict[str, Any]]) -> Any:
         with open_video(item.path, decoder) as reader:
             return reader.info
     except (VideoError, OSError) as error:
-        broken.append({"video": item.key, "id": item.key, "reason": str(error)})
+        broken.append({"video": item.key.partition("#")[0], "id": item.key, "reason": str(error)})
         return None
 
 

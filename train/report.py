@@ -103,10 +103,20 @@ class Told:
 
     @cached_property
     def table(self) -> ScoreTable | None:
-        """Labelled segments under the observation of training."""
+        """Segments with labels of all tasks, under the observation of training."""
+        return self._labelled(None)
+
+    @cached_property
+    def by_task(self) -> dict[str, ScoreTable]:
+        """Task -> the segments with a label of it, as results count them."""
+        labels = next(iter(self.member.observations.values())).table.labels
+        found = {task: self._labelled(task) for task in labels}
+        return {task: table for task, table in found.items() if table is not None and task in table.scores}
+
+    def _labelled(self, task: str | None) -> ScoreTable | None:
         from .members import labelled
 
-        return labelled(next(iter(self.member.observations.values())).table)
+        return labelled(next(iter(self.member.observations.values())).table, task)
 
     @property
     def task(self) -> str:

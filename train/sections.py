@@ -113,23 +113,23 @@ def _results(told: Told) -> str:
 
 
 def _alone(told: Told) -> str:
-    found, whole = told.seen.alone, told.table
-    if not found or whole is None:
+    found, tables = told.seen.alone, told.by_task
+    if not found or not tables:
         return ""
-    tasks = [task for task in whole.labels if task in whole.scores]
 
     def value(task: str, scores: np.ndarray) -> float:
-        labels = whole.labels[task]
+        labels = tables[task].labels[task]
         if labels.ndim == 2:
             return mean_average_precision(scores, labels, unlabelled_last=True)
         return float((scores.argmax(-1) == labels).mean())
 
-    rows = []
-    for stream, of in found.items():
-        known = [np.stack([of[task][i] for i in whole.ids]) if task in of else None for task in tasks]
-        rows.append([stream, *(float("nan") if x is None else value(t, x) for t, x in zip(tasks, known, strict=True))])
-    rows.append(["fused", *(value(task, whole.scores[task]) for task in tasks)])
-    return table(["in %", *(f"{t}, {'mAP' if whole.labels[t].ndim == 2 else 'top 1'}" for t in tasks)], rows)
+    def of_stream(task: str, of: Mapping[str, Mapping[str, np.ndarray]]) -> float:
+        return value(task, np.stack([of[task][i] for i in tables[task].ids])) if task in of else float("nan")
+
+    rows = [[stream, *(of_stream(task, of) for task in tables)] for stream, of in found.items()]
+    rows.append(["fused", *(value(task, whole.scores[task]) for task, whole in tables.items())])
+    heads = (f"{t}, {'mAP' if whole.labels[t].ndim == 2 else 'top 1'}" for t, whole in tables.items())
+    return table(["in %", *heads], rows)
 
 
 def _curves(told: Told) -> str:
@@ -176,11 +176,8 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _single(told: Told) -> list[tuple[str, ScoreTable]]:
-    """Tasks with one label a segment."""
-    whole = told.table
-    if whole is None:
-        return []
-    return [(task, whole) for task, labels in whole.labels.items() if labels.ndim == 1 and task in whole.scores]
+    """Tasks with one label a segment, each with the segments that have one."""
+    return [(task, whole) for task, whole in told.by_task.items() if whole.labels[task].ndim == 1]
 
 
 def _name(told: Told, task: str, number: int) -> str:

@@ -30,8 +30,14 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write; it takes the place of `path` at the end, whole and flushed, or not at all."""
-    with _beside(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    """A text file to write; it takes the place of `path` at the end, whole and flushed, or not at all.
+
+    Names of files that are no UTF-8 are written as the bytes that they are.
+    """
+    with (
+        _beside(Path(path)) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         yield file
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import importlib
+import io
 import os
 import sys
 import threading
@@ -137,6 +138,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     What a process owes others is done first: threads end, `atexit` functions run, output is flushed.
     """
     keep_freed_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files and classes that the output's encoding has not are written as their codes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(argv)
     except SystemExit as asked:

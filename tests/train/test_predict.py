@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -191,6 +194,40 @@ def test_broken_videos_are_named_and_the_rest_is_told(videos, run, tmp_path, cap
     assert "noise.mp4" in told.err and "1 videos or segments were left out" in told.err
     content = json.loads(out.read_text())
     assert len(content["predictions"]) == 3 and content["about"]["broken"][0]["video"].endswith("noise.mp4")
+
+
+def test_given_times_that_cannot_be_seen_are_told_by_id(videos, run, tmp_path):
+    times, out = tmp_path / "times.csv", tmp_path / "p.json"
+    name = tmp_path / "v0.mp4"
+    name.symlink_to(videos / "v0.mp4")
+    times.write_text(
+        f"path,start_seconds,stop_seconds,id\n{name},1,2,one\n{name},500,501,late\n{tmp_path}/no.mp4,1,2,no\n"
+    )
+    assert main(["predict", str(run), "--segments", str(times), "--json", str(out), "--quiet"]) == 1
+    content = json.loads(out.read_text())
+    assert [row["id"] for row in content["predictions"]] == ["v0.mp4#one"]
+    told = {(row["video"], row["id"]) for row in content["about"]["broken"]}
+    assert told == {("v0.mp4", "v0.mp4#late"), ("no.mp4", "no.mp4#no")}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are Unicode there")
+def test_names_that_are_no_text_cost_nothing(videos, run, tmp_path):
+    strange = os.fsencode(tmp_path) + b"/v\xff.mp4"
+    os.symlink(os.fsencode(videos / "v0.mp4"), strange)
+    (tmp_path / "w.mp4").symlink_to(videos / "v0.mp4")
+    call = ["predict", run, tmp_path, "--window", "2", "--top", "1", "--json", tmp_path / "p.json", "--csv"]
+    done = subprocess.run(
+        [sys.executable, "-m", "actionfuse.cli", *map(str, call), str(tmp_path / "p.csv")],
+        capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"v\\udcff.mp4\n" in done.stdout and b"w.mp4\n" in done.stdout
+    rows = (tmp_path / "p.csv").read_bytes().splitlines()
+    assert sum(row.startswith(b"v\xff.mp4,") for row in rows) == sum(row.startswith(b"w.mp4,") for row in rows) > 0
+    assert {row["video"] for row in json.loads((tmp_path / "p.json").read_text())["predictions"]} == {
+        "v\udcff.mp4",
+        "w.mp4",
+    }
 
 
 @pytest.mark.parametrize("how", ["recorded", "live"])

@@ -25,9 +25,10 @@ from actionfuse.train.batches import Batch
 from actionfuse.train.charts import line_chart, matrix, share_bars, ticks, timeline
 from actionfuse.train.engine import Trainer
 from actionfuse.train.many_labels import class_table, mixed_up, said_of, told_classes
-from actionfuse.train.report import Looked
+from actionfuse.train.members import Member, Observed
+from actionfuse.train.report import Looked, Told
 from actionfuse.train.scores import ScoreTable
-from actionfuse.train.sections import clip_of
+from actionfuse.train.sections import _alone, clip_of
 
 SECTIONS = ["results", "curves", "classes", "confusion", "shares", "clips", "timeline", "recipe"]
 VOID = {"meta", "input", "br", "link", "img"}
@@ -232,6 +233,24 @@ def test_views_of_a_segment_are_averaged():
     seen.look(batch, output)
     np.testing.assert_allclose(seen.extras["modality_weights"]["a"], [0.5, 0.5])
     assert seen.alone["rgb"]["verb"].keys() == {"a", "b"}
+
+
+def test_a_task_is_told_over_the_segments_that_have_its_label():
+    ids, rng = tuple("abcd"), np.random.default_rng(0)
+    scores = {"verb": rng.normal(size=(4, 3)), "noun": rng.normal(size=(4, 2))}
+    labels = {"verb": np.array([0, -100, 1, -100]), "noun": np.array([-100, 1, -100, -100])}
+    classes = {"verb": ("cut", "mix", "wash"), "noun": ("pan", "egg")}
+    member = Member("run", "toy", "test", classes, {"": Observed({}, ScoreTable(ids, scores, labels))})
+    seen = Looked()
+    seen.alone = {"rgb": {task: dict(zip(ids, of, strict=True)) for task, of in scores.items()}}
+    told = Told(run=None, member=member, split=None, seen=seen, show=1)  # pyright: ignore[reportArgumentType]
+    assert {task: table.ids for task, table in told.by_task.items()} == {"verb": ("a", "c"), "noun": ("b",)}
+    best = {task: of.argmax(1) == labels[task] for task, of in scores.items()}
+    said = [f"{100 * share:.1f}" for share in (best["verb"][[0, 2]].mean(), best["noun"][1])]
+    page = Page(f"<section id='x'>{_alone(told)}</section>").sections["x"]
+    assert re.findall(r"[\d.]+", page.split("rgb")[1].split("fused")[0]) == said
+    assert page.count(said[0]) >= 2  # the same of all streams, which are one
+    assert {row.name: row.value for row in member.results()}["verb/top1_accuracy"] == best["verb"][[0, 2]].mean()
 
 
 def test_charts_are_whole_and_escape_what_they_are_told():
