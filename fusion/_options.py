@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 _PROBABILITY, _NONE_OF_THEM = "drop", ("nonlocal_layers",)
 
 
-def check_options(make: Callable[..., object], options: Mapping[str, object]) -> None:
+def check_options(name: str, make: Callable[..., object], options: Mapping[str, object]) -> None:
     """ValueError for a value that is of another kind than declared, not finite, negative, or no probability.
 
-    make: takes the options by keyword. What of a Literal or of several options together is allowed, the
-    head itself says.
+    name: of the head. make: takes the options by keyword. What of a Literal or of several options together is allowed,
+    the head itself says.
     """
     hints = get_type_hints(make.__init__ if inspect.isclass(make) else make)
     for option, value in options.items():
@@ -24,7 +24,7 @@ def check_options(make: Callable[..., object], options: Mapping[str, object]) ->
         kinds = (hint,) if get_origin(hint) in (None, Literal, Sequence) else get_args(hint)
         if not any(_fits(option, value, kind) for kind in kinds):
             allowed = " or ".join(_told(option, kind) for kind in kinds)
-            raise ValueError(f"{option} is {value!r}; it must be {allowed}")
+            raise ValueError(f"head {name!r}: {option} is {value!r}; it must be {allowed}")
 
 
 def _fits(option: str, value: object, kind: Any) -> bool:

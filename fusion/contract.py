@@ -321,7 +321,7 @@ def create_head(name: str, *, streams: Mapping[str, int], classes: Mapping[str, 
             near = get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known)) or 'none'}"
             raise ValueError(f"head {name!r} has no option {option!r}; {hint}")
-    check_options(make, options)
+    check_options(name, make, options)
     head = make(streams=streams, classes=classes, **options)
     head.name, head.options = name, dict(options)
     return head

@@ -10,7 +10,8 @@ Chosen where the text is silent: a linear layer over concatenated streams is wri
 the streams' projections that all heads of the paper begin with. A stream that a sample lacks adds nothing to that sum,
 and a group without any stream no logits to the mean. `average="probabilities"` averages softmaxed logits instead, and
 gives their logarithm. `training="separate"` is late fusion in the words of the paper, "a model is trained on different
-modalities and then the outputs are fused": every group's own logits are trained, and the average is only looked at.
+modalities and then the outputs are fused": every group's own logits are trained, on the samples that have one of its
+streams, and the average is only looked at.
 """
 
 from __future__ import annotations
