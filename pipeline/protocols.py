@@ -9,6 +9,7 @@ Rules (`Sampling`), each in seconds on the video's clock
     segments    one entry of each equal part, random in training, the middle one in tests (TSN)
     strided     entries `stride_frames` apart; a random place in training, the middle in tests
     slowfast    strided in training; in tests `num_clips` clips as PySlowFast places them
+    charades    strided in training; in tests `num_clips` clips as PySlowFast places them on Charades
     mmaction    strided in training; in tests `num_clips` clips as mmaction and Video Swin place them
     car         Something-Else (STIN, Interactive Fusion), training and validation
     tsm         TSM's uniform sampling; tsm_dense its window of 64 entries
@@ -32,7 +33,8 @@ import numpy as np
 from . import sampling
 from .annotations import Segment
 
-WINDOW_RULES = ("segments", "strided", "slowfast", "mmaction", "car", "tsm", "tsm_dense")
+WINDOW_RULES = ("segments", "strided", "slowfast", "charades", "mmaction", "car", "tsm", "tsm_dense")
+CLIP_RULES = ("slowfast", "charades", "mmaction")  # of several clips in tests
 END_RULES = ("last", "ends", "rulstm")
 RULES = (*WINDOW_RULES, *END_RULES)
 _ROUNDING_SECONDS = 1e-6  # times that are told apart by less are the same: a whole number of frames may be rounded
@@ -161,7 +163,7 @@ class Sampling:
     """Where the entries of a clip lie in an observation: one of RULES, described above.
 
     stride_frames: entries from one to the next, for strided clips and `last`.
-    num_clips: clips of a test, for `slowfast` and `mmaction`.
+    num_clips: clips of a test, for `slowfast`, `charades` and `mmaction`.
     window_frames: entries of `tsm_dense`'s window. alpha: seconds between entries, for `rulstm`.
     """
 
@@ -178,9 +180,10 @@ class Sampling:
             raise ValueError(f"no sampling rule is named {self.rule!r}; {hint}there are {', '.join(RULES)}")
         if min(self.stride_frames, self.num_clips, self.window_frames) < 1 or not self.alpha > 0:
             raise ValueError(f"stride_frames, num_clips, window_frames and alpha must be positive: {self}")
-        if self.num_clips > 1 and self.rule not in ("slowfast", "mmaction"):
+        if self.num_clips > 1 and self.rule not in CLIP_RULES:
             raise ValueError(
-                f"num_clips is {self.num_clips}, but the rule {self.rule!r} makes one clip; slowfast and mmaction more"
+                f"num_clips is {self.num_clips}, but the rule {self.rule!r} makes one clip; {', '.join(CLIP_RULES)} "
+                "make more"
             )
 
     @property
@@ -252,6 +255,8 @@ class Sampling:
                     rows = sampling.tsm_dense_test(count, frames, 1, self.window_frames) - 1
                 case "slowfast":
                     rows = sampling.pyslowfast_clips(count, frames, stride, self.num_clips)
+                case "charades":
+                    rows = sampling.charades_clips(count, frames, stride, self.num_clips)
                 case "mmaction":
                     rows = sampling.mmaction_clips(count, frames, stride, self.num_clips)
                 case _:

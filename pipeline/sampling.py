@@ -360,6 +360,21 @@ def pyslowfast_clips(
     return _truncate(np.clip(frames, 0, num_frames - 1))
 
 
+def charades_clips(num_frames: int, clip_frames: int, stride_frames: int, num_clips: int) -> np.ndarray:
+    """Frames of `num_clips` test clips, (num_clips, clip_frames), the first at the start, the last at the end.
+
+    With d = max(n - ((T - 1) stride + 1), 0), clip i starts at i d / (num_clips - 1), rounded to the nearest (of two
+    the even one); frames past the end show the last one.
+    Source: facebookresearch/SlowFast, `get_seq_frames` of its Charades, with 10 clips x 3 crops and the maximum over
+    these views. Differs: a single clip, for which the public code divides by zero, lies in the middle.
+    """
+    _check_positive(num_frames=num_frames, num_clips=num_clips)
+    rest = max(num_frames - clip_span(clip_frames, stride_frames), 0)
+    starts = np.arange(num_clips) * (rest / (num_clips - 1)) if num_clips > 1 else np.array([rest // 2])
+    frames = np.rint(starts).astype(np.int64)[:, None] + np.arange(clip_frames) * stride_frames
+    return np.minimum(frames, num_frames - 1)
+
+
 def mmaction_clips(
     num_frames: int, clip_frames: int, stride_frames: int, num_clips: int, short_video: ShortVideo = "wrap"
 ) -> np.ndarray:

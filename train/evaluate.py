@@ -3,6 +3,7 @@
   actionfuse evaluate runs/mif
   actionfuse evaluate runs/rgb runs/flow --weights 1,0.5 --json ensemble.json
   actionfuse evaluate runs/i3d --clips 10 --crops 3 --average probability sampling.rule=slowfast
+  actionfuse evaluate runs/charades --clips 10 --crops 3 --average maximum sampling.rule=charades
   torchrun --nproc-per-node 2 -m actionfuse.cli evaluate runs/mif --processes 2
 
 RUN is the folder of a run (its best model is taken) or a file that --scores wrote. Tested is the split data.test of the

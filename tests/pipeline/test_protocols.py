@@ -152,7 +152,7 @@ def test_windows_of_a_segment_without_end():
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"rule": "segment"}, "did you mean 'segments'"), ({"num_clips": 2}, "slowfast and mmaction"),
+    [({"rule": "segment"}, "did you mean 'segments'"), ({"num_clips": 2}, "slowfast, charades, mmaction make more"),
      ({"stride_frames": 0}, "positive")],
 )  # fmt: skip
 def test_wrong_rules_are_told(change, said):

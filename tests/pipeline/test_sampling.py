@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actionfuse.pipeline import sampling
+from actionfuse.pipeline.protocols import Recognition, Sampling
 from actionfuse.pipeline.sampling import draw
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "anticipation"
@@ -215,6 +216,20 @@ def test_pyslowfast_clips_by_hand_and_against_torch():
                 different += int((theirs != ours[index]).sum())
                 total += clip_frames
     assert different < total / 1000  # float32 in the public code
+
+
+def test_charades_clips_against_a_plain_loop():
+    for n, frames, stride, count in [(900, 64, 2, 10), (130, 64, 2, 10), (90, 64, 2, 10), (33, 4, 3, 5), (7, 1, 9, 3)]:
+        expected = []
+        gap = float(max(n - ((frames - 1) * stride + 1), 0)) / (count - 1)
+        for clip in range(count):
+            start = int(round(gap * clip))
+            expected.append([max(min(start + i * stride, n - 1), 0) for i in range(frames)])
+        assert sampling.charades_clips(n, frames, stride, count).tolist() == expected
+    assert sampling.charades_clips(20, 4, 3, 1).tolist() == [[5, 8, 11, 14]]
+    ten = Sampling(rule="charades", stride_frames=2, num_clips=10)
+    times = ten.times(Recognition().observe(0.0, 900 / 24), 64, 1 / 24, first_seconds=0.0)
+    np.testing.assert_allclose(times * 24, sampling.charades_clips(900, 64, 2, 10), atol=1e-6)
 
 
 def test_mmaction_clips_by_hand():
