@@ -18,10 +18,11 @@ help:  ## list the targets
 	@echo
 	@echo "  PYTHON=$(PYTHON) makes the environment in VENV=$(VENV); a second call installs nothing again."
 
-test: $(VENV)/.installed-dev  ## run the tests
+test: $(VENV)/.installed-dev  ## run the tests: on the CPU, and where there is a GPU those of GPUs after them
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	@if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then $(MAKE) test-gpu; fi
 
-test-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, or several: the others run on the CPU wherever they are
+test-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, or several, alone
 	$(BIN)/python -m pytest -m gpu $(PYTEST)
 
 # Root on Debian 12, where what is missing is installed by apt. CHECKERS: linters, whose pins fit no other environment.
