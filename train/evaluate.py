@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .members import Member
+    from .metrics import Absent
     from .results import Result
 
 NAMED = 20  # broken segments that are told one by one
@@ -56,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="omit",
         help="what segments are that cannot be read, or before which nothing can be seen: left out, or zeros: counted "
         "with scores of zero, so as misses (RULSTM on EPIC-KITCHENS-100) (default: %(default)s)",
+    )
+    what.add_argument(
+        "--absent",
+        choices=("zero", "action_0"),
+        default="zero",
+        help="what verbs and nouns that are in no action get of the actions' scores: zero, or that of action 0 "
+        "(RULSTM's code, to compare with its numbers on EPIC-KITCHENS) (default: %(default)s)",
     )
     what.add_argument("--batch", type=int, metavar="N", help="segments at a time (default: as in training)")
     what.add_argument("--processes", type=int, metavar="N", help="refuse to run in any other number of processes")
@@ -93,9 +101,9 @@ def main(args: argparse.Namespace) -> int:
     if args.scores is not None:
         save_members(args.scores, members)
     if args.submission is not None:
-        write_epic_submission(args.submission, submission_of(whole, levels))
-    results = whole.results()
-    alone = {member.name: member.results() for member in members} if len(members) > 1 else {}
+        write_epic_submission(args.submission, submission_of(whole, levels, args.absent))
+    results = whole.results(args.absent)
+    alone = {member.name: member.results(args.absent) for member in members} if len(members) > 1 else {}
     about = about_of(whole, members, args, alone)
     if args.json is not None:
         write_json(args.json, results, about)
@@ -171,7 +179,7 @@ def parse_levels(text: str | None) -> tuple[int, int, int]:
     return numbers
 
 
-def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any]:
+def submission_of(member: Member, levels: tuple[int, int, int], absent: Absent = "zero") -> dict[str, Any]:
     """What the EPIC-KITCHENS-100 servers take; anticipation is that of tau_a = 1 s. Segments that could not be read, or
     before which nothing can be seen, are in it with scores of zero, as RULSTM has them: the servers want all.
 
@@ -192,7 +200,7 @@ def submission_of(member: Member, levels: tuple[int, int, int]) -> dict[str, Any
     parts = member.parts.get("action", {})
     for task in ("verb", "noun"):
         if task not in scores and "action" in scores and task in parts:
-            scores[task] = marginalise(scores["action"], parts[task], len(member.classes.get(task, ())) or None)
+            scores[task] = marginalise(scores["action"], parts[task], len(member.classes.get(task, ())) or None, absent)
     if "verb" not in scores or "noun" not in scores:
         raise ValueError(f"a submission needs scores of verbs and nouns; {member.name} tells {', '.join(scores)}")
     whole = "action" in scores and {"verb", "noun"} <= parts.keys()
@@ -228,6 +236,7 @@ def about_of(
         "views": [member.views for member in members],
         "average": args.average,
         "unread": args.unread,
+        "absent": args.absent,
         "broken": [{"id": row["id"], "reason": row["reason"]} for row in whole.broken],
     }
     if alone:

@@ -19,6 +19,7 @@ from ..fusion import score_ensemble
 from ..pipeline.datasets.contract import Dataset
 from ..pipeline.protocols import Anticipation, EarlyRecognition, Task
 from .build import build_dataset, load_split, test_tasks
+from .metrics import Absent
 from .results import Result, evaluate_all
 from .runs import Ticker, TrainedRun
 from .scores import ScoreTable
@@ -66,10 +67,13 @@ class Member:
         found = {row["id"]: row for seen in self.observations.values() for row in seen.broken}
         return sorted(found.values(), key=lambda row: row["index"])
 
-    def results(self) -> list[Result]:
-        """All metrics under all observations, each over the segments that have a label of its task."""
+    def results(self, absent: Absent = "zero") -> list[Result]:
+        """All metrics under all observations, each over the segments that have a label of its task.
+
+        absent: what a verb or noun that no action has gets of the actions' scores, as in `metrics.marginalise`.
+        """
         tables = {name: seen.table for name, seen in self.observations.items()}
-        return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot)
+        return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot, absent=absent)
 
 
 def labelled(table: ScoreTable, task: str | None = None) -> ScoreTable | None:

@@ -106,14 +106,15 @@ def evaluate_all(
     parts: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
     subsets: Mapping[str, Collection[str]] | None = None,
     many_shot: Mapping[str, Classes] | None = None,
+    absent: Absent = "zero",
 ) -> list[Result]:
     """`evaluate` of each observation ("", "tau_a=0.5", "fraction=0.25", ...), and `time_to_action` over all tau_a."""
     found = []
     for name, table in tables.items():
-        rows = evaluate(table, parts=parts, subsets=subsets, many_shot=many_shot)
+        rows = evaluate(table, parts=parts, subsets=subsets, many_shot=many_shot, absent=absent)
         found += [replace(row, at=name) for row in rows]
     moments = {float(name[6:]): table for name, table in tables.items() if name.startswith("tau_a=")}
-    return found + time_to_action(moments, parts=parts)
+    return found + time_to_action(moments, parts=parts, absent=absent)
 
 
 def time_to_action(

@@ -240,6 +240,25 @@ def test_segments_without_labels_are_left_out_of_results():
     assert made("abc", scores, labels={"noun": labels["noun"]}).results() == []
 
 
+def test_verbs_of_no_action_may_score_as_action_0(tmp_path):
+    rng = np.random.default_rng(2)
+    parts = {"action": {"verb": (0, 3, 3), "noun": (1, 0, 1)}}
+    labels = {"verb": rng.choice([0, 3], 30), "action": rng.integers(0, 3, 30)}
+    scores = {"action": rng.normal(size=(30, 3))}
+    member = made([str(n) for n in range(30)], scores, labels=labels, parts=parts)
+    save_members(tmp_path / "s.npz", [member])
+    table, found = member.observations[""].table, {}
+    for absent in ("zero", "action_0"):
+        call = ["evaluate", str(tmp_path / "s.npz"), "--absent", absent, "--json", str(tmp_path / "r.json")]
+        assert main([*call, "--submission", str(tmp_path / "t.json"), "--sls", "1,3,3"]) == 0
+        found[absent] = results_of(tmp_path / "r.json")
+        assert found[absent] == {row.name: row.value for row in evaluate(table, parts=parts, absent=absent)}
+        verbs = json.loads((tmp_path / "t.json").read_text())["results"]["0"]["verb"]
+        assert (verbs["1"] == verbs["0"]) == (absent == "action_0") and (verbs["1"] == 0) == (absent == "zero")
+    # verbs 1 and 2 have the score of verb 0, whose one action is action 0, and stand before it
+    assert found["zero"]["verb_marginalised/top1_accuracy"] > found["action_0"]["verb_marginalised/top1_accuracy"]
+
+
 def test_a_submission_holds_every_segment(toy, tmp_path):
     rng = np.random.default_rng(1)
     parts = {"action": {"verb": (0, 1, 1), "noun": (1, 0, 1)}}
