@@ -43,11 +43,11 @@ def together(samples, empty=None):
     return {"streams": {"rgb": pictures, "wide": wide}, "n": torch.tensor([n for n, _ in samples]), "id": "x"}
 
 
-def loader_of(count=12, workers=1, method="fork", **options):
+def loader_of(count=12, workers=1, method="fork", pin_memory=False, **options):
     collate = SharedCollate(together)
     loader = DataLoader(
         Numbers(count, **options), batch_size=1, num_workers=workers, collate_fn=collate,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=pin_memory,
         multiprocessing_context=method if workers else None,
     )  # fmt: skip
     collate.watch(loader)
@@ -68,6 +68,22 @@ def test_values_and_memory_that_comes_back(workers, method):
     # two tensors a batch: two batches wait with each worker, one is looked at, one is made, one is on its way
     mapped = shared_batches._mapped.get(collate.loader, {})
     assert (0 < len(mapped) <= 10 * workers) if workers else not mapped
+
+
+def test_a_thread_that_copies_to_pinned_memory_gives_blocks_back(monkeypatch):
+    """As where a GPU computes: batches arrive in a thread of the loader, which copies them and lets their blocks go."""
+    pinned = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda _: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.data_ptr()) or self.clone())
+    loader, collate = loader_of(workers=2, pin_memory=True)
+    for _ in range(3):
+        batches = list(loader)  # all of them held: they are copies, and no block waits for them
+        assert [b["n"].item() for b in batches] == list(range(12)) and all(map(whole, batches))
+    mapped = shared_batches._mapped[collate.loader]
+    assert len(pinned) == 3 * 12 * 3 and 0 < len(mapped) <= 20
 
 
 def test_what_is_held_is_not_written_to():
