@@ -11,7 +11,8 @@ run's recipe under every observation that the recipe names (task.tau_a and test_
 test_fractions). `key=value` changes fields of all recipes: data.*, task.*, sampling.*, run.workers, run.micro_batch,
 run.precision, streams.NAME.features, .key and .clip.*. Every segment counts once, in any number of processes.
 
-Exit codes: 0 all segments were read, 1 some were not (they are named), 2 wrong call.
+Exit codes: 0 all segments were read (also those that are damaged, which are named), 1 some were not (they are named), 2
+wrong call.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def main(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(args.csv, results)
     tell(whole, results, alone)
+    for row in whole.damaged[:NAMED]:
+        print(f"read in part: {row['id']}: {row['reason']}", file=sys.stderr)
     return tell_broken(whole.broken, become="count with scores of zero" if args.unread == "zeros" else "were left out")
 
 
@@ -238,6 +241,7 @@ def about_of(
         "unread": args.unread,
         "absent": args.absent,
         "broken": [{"id": row["id"], "reason": row["reason"]} for row in whole.broken],
+        "damaged": [{"id": row["id"], "reason": row["reason"]} for row in whole.damaged],
     }
     if alone:
         about["weights"] = args.weights or "equal"

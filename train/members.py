@@ -32,7 +32,8 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Observed:
-    """Scores under one observation. what: the observation in numbers. broken: {id, index, reason} of unread segments.
+    """Scores under one observation. what: the observation in numbers. broken: {id, index, reason} of unread segments;
+    damaged: of those of which parts could not be read.
 
     Labels of segments that have none are -100.
     """
@@ -40,6 +41,7 @@ class Observed:
     what: Mapping[str, Any]
     table: ScoreTable
     broken: Sequence[Mapping[str, Any]] = ()
+    damaged: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ class Member:
     @property
     def broken(self) -> list[Mapping[str, Any]]:
         """Of any observation, each segment once."""
-        found = {row["id"]: row for seen in self.observations.values() for row in seen.broken}
-        return sorted(found.values(), key=lambda row: row["index"])
+        return _each_once([seen.broken for seen in self.observations.values()])
+
+    @property
+    def damaged(self) -> list[Mapping[str, Any]]:
+        """As `broken`: segments that were read though parts of them could not be."""
+        return _each_once([seen.damaged for seen in self.observations.values()])
 
     def results(self, absent: Absent = "zero") -> list[Result]:
         """All metrics under all observations, each over the segments that have a label of its task.
@@ -74,6 +80,11 @@ class Member:
         """
         tables = {name: seen.table for name, seen in self.observations.items()}
         return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot, absent=absent)
+
+
+def _each_once(lists: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    found = {row["id"]: row for rows in lists for row in rows}
+    return sorted(found.values(), key=lambda row: row["index"])
 
 
 def labelled(table: ScoreTable, task: str | None = None) -> ScoreTable | None:
@@ -178,7 +189,7 @@ def test_run(
             labels = {task: values for task, values in dataset.labels().items() if task in known}
             whole = {"ids": [segment.id for segment in split.segments], "labels": labels}
         for at, (seen, table) in told_tables(tested, recipe, run.model.head, name, task, **whole).items():
-            observations[at] = Observed(described(seen), table, tested.broken)
+            observations[at] = Observed(described(seen), table, tested.broken, tested.damaged)
     if rank:
         return None
     return Member(
@@ -282,9 +293,8 @@ def _joined(
     missing = np.array([all(i in of for of in lost) for i in ids], bool)
     for scores in mixed.values():
         scores[missing] = 0
-    broken = {row["id"]: row for each in seen for row in each.broken}
-    ordered = sorted(broken.values(), key=lambda row: row["index"])
-    return Observed(seen[0].what, ScoreTable(tuple(ids), mixed, labels, missing), ordered)
+    broken, damaged = (_each_once(lists) for lists in ([s.broken for s in seen], [s.damaged for s in seen]))
+    return Observed(seen[0].what, ScoreTable(tuple(ids), mixed, labels, missing), broken, damaged)
 
 
 # --- files of scores
@@ -302,7 +312,8 @@ def save_members(path: str | Path, members: Sequence[Member]) -> None:
             arrays[f"{key}/missing"] = seen.table.missing
             arrays |= {f"{key}/scores/{task}": scores for task, scores in seen.table.scores.items()}
             arrays |= {f"{key}/labels/{task}": labels for task, labels in seen.table.labels.items()}
-            observed[name] = {"what": dict(seen.what), "broken": [dict(row) for row in seen.broken]}
+            lists = {"broken": [dict(row) for row in seen.broken], "damaged": [dict(row) for row in seen.damaged]}
+            observed[name] = {"what": dict(seen.what), **lists}
         about.append(
             {
                 "name": member.name,
@@ -350,7 +361,7 @@ def load_members(path: str | Path) -> list[Member]:
                 {each.removeprefix("labels/"): array for each, array in own.items() if each.startswith("labels/")},
                 own.get("missing", np.zeros(0, bool)),
             )
-            observations[name] = Observed(seen["what"], table, seen["broken"])
+            observations[name] = Observed(seen["what"], table, seen["broken"], seen.get("damaged", ()))
         fields["classes"] = {task: tuple(names) for task, names in fields["classes"].items()}
         fields["several"] = frozenset(fields["several"])
         members.append(Member(**{**fields, "observations": observations}))

@@ -21,7 +21,7 @@ and what is told is what the head says of all that was seen since the stream beg
 alone; so does M-Mixer's MCU, which mixes every step with the content of the whole sequence. --state window gives
 recurrent heads windows too, as long as those that they were trained on.
 
-Exit codes: 0 all videos were read, 1 some were not (they are named), 2 wrong call, 130 interrupted.
+Exit codes: 0 all videos were read, 1 some were not, or not whole (they are named), 2 wrong call, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def parse_beside(given: Sequence[str]) -> dict[str, str]:
 def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], beside: Mapping[str, str]) -> int:
     """Recorded videos; returns the exit code."""
     from ..pipeline.inputs import find_videos
-    from .evaluate import tell_broken
+    from .evaluate import NAMED, tell_broken
     from .predictions import line_of, write_csv, write_json
 
     if args.segments is not None and args.segments.suffix != ".csv":
@@ -140,10 +140,14 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     rows, broken = predict_inputs(
         run, inputs, window=args.window, stride=args.stride, top=args.top, crops=args.crops, beside=beside, boxes=boxes
     )
+    lost, damaged = ([row for row in broken if row.get("damaged", False) == partly] for partly in (False, True))
     about = {
         "run": str(run.path),
         "task": {key: getattr(run.recipe.task, key) for key in ("kind", "tau_a", "tau_o", "fraction")},
-        "broken": [{key: row[key] for key in ("video", "id", "reason")} for row in broken],
+        **{
+            kind: [{key: row[key] for key in ("video", "id", "reason")} for row in rows_of]
+            for kind, rows_of in (("broken", lost), ("damaged", damaged))
+        },
     }
     if args.json is not None:
         write_json(args.json, about, rows)
@@ -156,7 +160,9 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
                 print(f"  {line_of(row)}")
     if args.overlay is not None:
         _overlays(args.overlay, inputs, rows, boxes, run.recipe.data.decoder)
-    return tell_broken([{"id": row["id"], "reason": row["reason"]} for row in broken], "videos or segments")
+    for row in damaged[:NAMED]:
+        print(f"read in part: {row['id']}: {row['reason']}", file=sys.stderr)
+    return max(tell_broken(lost, "videos or segments"), int(bool(damaged)))
 
 
 def predict_inputs(
@@ -171,7 +177,7 @@ def predict_inputs(
     boxes: Mapping[str, BoxTracks] | None = None,
 ) -> tuple[list[Prediction], list[dict[str, Any]]]:
     """Rows of all videos and segments in their order, those of a video together, and {video, id, reason} of what could
-    not be read.
+    not be read, with damaged=True where a part could.
 
     boxes: path of a video -> its tracks.
     """
@@ -209,7 +215,8 @@ def predict_inputs(
                 precision=run.recipe.run.precision,
                 average="logit" if run.recipe.loss.kind == "bce" else "probability",
             )
-            broken += [{**row, "video": names[segments[row["index"]].video]} for row in tested.broken]
+            damaged = [{**row, "damaged": True} for row in tested.damaged]
+            broken += [{**row, "video": names[segments[row["index"]].video]} for row in (*tested.broken, *damaged)]
             if not len(tested.scores):
                 continue
             by_id = {segment.id: segment for segment in segments}
@@ -233,6 +240,9 @@ def _info(item: VideoInput, decoder: str, broken: list[dict[str, Any]]) -> Any:
 
     try:
         with open_video(item.path, decoder) as reader:
+            if reader.damage and item.id is None:
+                reason = "; ".join(reader.damage)
+                broken.append({"video": item.key, "id": item.key, "reason": reason, "damaged": True})
             return reader.info
     except (VideoError, OSError) as error:
         broken.append({"video": item.key.partition("#")[0], "id": item.key, "reason": str(error)})

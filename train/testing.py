@@ -30,23 +30,30 @@ class Tested:
     """scores: of this process's share. broken: {id, index, reason} of what could not be read.
 
     steps: scores (B, S, C) of each step, where the head tells step by step; else empty.
+    damaged: {id, index, reason} of what was read though parts of it could not be.
     """
 
     scores: Scores
     broken: list[dict] = field(default_factory=list)
     steps: Scores = field(default_factory=Scores)
+    damaged: list[dict] = field(default_factory=list)
 
     def gather(self) -> Tested | None:
         """Those of all processes, on process 0 (None on others). Every process must call it."""
         scores, steps = self.scores.gather(), self.steps.gather()
         if not (distributed.is_available() and distributed.is_initialized()):
             return self
-        parts: list = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else []
-        distributed.gather_object(self.broken, parts or None)
+        rows = [_gathered_rows(each) for each in (self.broken, self.damaged)]
         if scores is None or steps is None:
             return None
-        broken = {row["id"]: row for part in parts for row in part}
-        return Tested(scores, sorted(broken.values(), key=lambda row: row["index"]), steps)
+        return Tested(scores, rows[0], steps, rows[1])
+
+
+def _gathered_rows(rows: list[dict]) -> list[dict]:
+    """Those of all processes, each segment once, on process 0."""
+    parts: list = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else []
+    distributed.gather_object(rows, parts or None)
+    return sorted({row["id"]: row for part in parts for row in part}.values(), key=lambda row: row["index"])
 
 
 def autocast(device: torch.device, precision: str):
@@ -86,6 +93,7 @@ def test_scores(
     tested = Tested(Scores())
     for raw in loader:
         tested.broken += raw["broken"]
+        tested.damaged += raw["damaged"]
         if raw["id"]:
             labels = {task: label for task, label in raw["labels"].items() if task in known}
             raw = {**raw, "labels": {}}

@@ -20,6 +20,7 @@ from actionfuse import heartbeat
 from actionfuse.cli import main
 from actionfuse.fusion import Instances
 from actionfuse.pipeline.protocols import Recognition
+from actionfuse.pipeline.samples import SegmentDataset
 from actionfuse.train.build import build_dataset, load_split
 from actionfuse.train.engine import Trainer
 from actionfuse.train.evaluate import submission_of
@@ -290,6 +291,26 @@ def test_broken_segments_are_named(toy, tmp_path, capsys):
     assert "cannot be read: test-9-0: " in told.err and "2 segments were left out" in told.err
     assert "10 segments" in told.out
     assert [row["id"] for row in json.loads(out.read_text())["about"]["broken"]] == ["test-9-0", "test-9-1"]
+
+
+def test_what_was_read_in_part_is_named(tmp_path, monkeypatch, capsys):
+    root = write_videos(tmp_path / "videos")
+    Trainer(video_recipe(root), tmp_path / "run", quiet=True).run()
+    read = SegmentDataset.sample
+
+    def damaged(self, segment, epoch=0, index=0, task=None):
+        sample = read(self, segment, epoch, index, task)
+        return replace(sample, damage="a frame is missing" if index in (1, 2) else "")
+
+    monkeypatch.setattr(SegmentDataset, "sample", damaged)
+    files = ["--json", str(tmp_path / "r.json"), "--scores", str(tmp_path / "s.npz")]
+    assert main(["evaluate", str(tmp_path / "run"), *files, "--quiet"]) == 0
+    about = json.loads((tmp_path / "r.json").read_text())["about"]
+    (member,) = load_members(tmp_path / "s.npz")
+    ids = [row["id"] for row in member.damaged]
+    assert len(ids) == 2 and about["broken"] == [] and [row["id"] for row in about["damaged"]] == ids
+    assert f"read in part: {ids[0]}: a frame is missing" in capsys.readouterr().err
+    assert ensemble([member, member]).damaged == member.damaged
 
 
 def test_broken_segments_may_count_as_misses(toy, tmp_path, capsys):

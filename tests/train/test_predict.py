@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -194,6 +195,28 @@ def test_broken_videos_are_named_and_the_rest_is_told(videos, run, tmp_path, cap
     assert "noise.mp4" in told.err and "1 videos or segments were left out" in told.err
     content = json.loads(out.read_text())
     assert len(content["predictions"]) == 3 and content["about"]["broken"][0]["video"].endswith("noise.mp4")
+
+
+def test_a_video_that_is_cut_off_is_told_and_named(videos, run, tmp_path, capsys):
+    whole, out = (videos / "v0.mp4").read_bytes(), tmp_path / "p.json"
+    movable = tmp_path / "v.mp4"
+    with (
+        av.open(str(videos / "v0.mp4")) as source,
+        av.open(str(movable), "w", options={"movflags": "faststart"}) as copy,
+    ):
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    cut = movable.read_bytes()[: len(movable.read_bytes()) * 2 // 3]
+    assert 0 < len(cut) < len(whole)
+    movable.write_bytes(cut)
+    assert main(["predict", str(run), str(movable), "--window", "1", "--json", str(out)]) == 1
+    content, told = json.loads(out.read_text()), capsys.readouterr()
+    assert content["about"]["broken"] == [] and {row["id"] for row in content["about"]["damaged"]} == {"v.mp4"}
+    assert "cut off" in content["about"]["damaged"][0]["reason"] and "read in part: v.mp4: the file is cut" in told.err
+    assert 1 < content["predictions"][-1]["stop_seconds"] < 3 and "cannot be read" not in told.err
 
 
 def test_given_times_that_cannot_be_seen_are_told_by_id(videos, run, tmp_path):
