@@ -34,6 +34,7 @@ _NOT_WEIGHTS = {
     b"<?xml": "a page of xml",
     b"version https://git-lfs": "a pointer of Git LFS",
 }
+OUT_OF_A_RUN = "save_backbone(load_model(RUN).backbones[STREAM], FILE) writes such a file"
 # Constants of the architecture or mere counters: the module has its own, a file need not.
 CONSTANTS = ("relative_position_index",)
 COUNTERS = ("num_batches_tracked",)
@@ -48,6 +49,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises ValueError where there is no such file, or it holds no tensors, or could only be read by running its code.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a file of weights; of a run, {OUT_OF_A_RUN}")
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
     with path.open("rb") as file:
@@ -168,6 +171,8 @@ def recognise(state: Mapping[str, Tensor], layouts: Iterable[Layout], *, what: s
     known = "; ".join(layout.name for layout in layouts) or "none but our own"
     other = next((layout.name for layout in _PUBLISHED if layout.recognises(state)), None)
     guess = f"It looks like a file of {other}. " if other else ""
+    if any(key.startswith("backbones.") for key in state):
+        guess = f"It looks like the whole model of a run: {OUT_OF_A_RUN}. "
     raise ValueError(
         f"{what}: this backbone does not know the layout of these weights. {guess}It takes {known}, or a file that "
         f"save_backbone wrote. The file's {len(state)} keys begin with {', '.join(list(state)[:5])}"

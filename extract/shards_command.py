@@ -50,6 +50,11 @@ def main(args: argparse.Namespace) -> int:
     from .shards import read_plan
 
     if args.step == "plan":
+        if args.overwrite or args.dry_run or args.processes > 1 or args.engine != "local":
+            raise ValueError(
+                "--overwrite, --dry-run, --processes and --engine are not for a plan, which computes no features: "
+                "leave them out, and start `actionfuse shards run` as often as there are processes"
+            )
         objects, plan = shard_run.make_plan(args, args.shards)
         print(f"{plan.videos} videos in {len(plan.shards)} shards, plan {plan.id[:12]} in {objects.root}/shards")
         return 0

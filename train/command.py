@@ -1,7 +1,7 @@
 """Train a model as a recipe says; on the same --out folder, go on where the run stopped.
 
-  actionfuse train kitchen_mif --out runs/mif data.root=kitchen optim.lr=0.01
-  torchrun --nproc-per-node 2 -m actionfuse.train kitchen_mif --out runs/mif --processes 2
+  actionfuse train kitchen_mif_parallel --out runs/mif data.root=kitchen optim.lr=0.01
+  torchrun --nproc-per-node 2 -m actionfuse.train kitchen_mif_parallel --out runs/mif --processes 2
 
 Recipes that come with the package are listed by `actionfuse train --list`. `key.path=value` changes one field.
 

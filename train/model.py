@@ -304,6 +304,11 @@ def checkpoints(run: Path) -> list[Path]:
 def find_model(path: Path) -> Path:
     """The folder that holds model.safetensors: the path itself, the run's `best`, or its newest checkpoint."""
     path = path.parent if path.name == WEIGHTS else path
+    if path.is_symlink() and not path.exists():
+        raise ValueError(
+            f"{path} is a link to {path.readlink()}, which is not there; a run's best is such a link: copy what it "
+            "leads to, by cp -rL"
+        )
     for folder in (path, path / "best", *checkpoints(path)):
         if (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file():
             return folder

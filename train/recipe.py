@@ -345,7 +345,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and change fields: `load_recipe("kitchen_mif", ["optim.lr=0.01", "streams.rgb.freeze=true"])`.
+    """Read a recipe and change fields: `load_recipe("kitchen_mimo", ["optim.lr=0.01", "streams.rgb.freeze=true"])`.
 
     Raises: ValueError for an unknown recipe, key or value.
     """

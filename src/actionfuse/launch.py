@@ -1,7 +1,7 @@
 """What containers run: `python -m actionfuse.launch [OPTIONS] COMMAND ...`, one call on each node.
 
-  launch train kitchen_mif --out /out/run            as many processes as there are GPUs, else one
-  launch --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr head train kitchen_mif --out /out/run
+  launch train kitchen_mimo --out /out/run           as many processes as there are GPUs, else one
+  launch --nproc-per-node 8 --nnodes 2 --node-rank 1 --master-addr head train kitchen_mimo --out /out/run
   launch extract /videos --out /out/features
   launch doctor
 

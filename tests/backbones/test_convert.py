@@ -452,6 +452,8 @@ def test_half_a_checkpoint(tmp_path):
 def test_a_missing_file_and_words_that_mean_nothing_here(tmp_path):
     with pytest.raises(ValueError, match="no weights file"):
         create_backbone("i3d", weights=tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="is a folder.*save_backbone"):
+        create_backbone("i3d", weights=tmp_path)
     with pytest.raises(ValueError, match="has no pretrained weights"):
         create_backbone("i3d", weights="pretrained")
 
@@ -463,6 +465,9 @@ def test_an_unknown_layout_lists_the_known_ones_and_a_known_one_is_named(tmp_pat
     torch.save({"bn1.weight": torch.zeros(3), "layer1.0.conv1.0.weight": torch.zeros(3)}, tmp_path / "b.pth")
     with pytest.raises(ValueError, match="looks like a file of joaanna/something_else.*i3d_r50_stin"):
         create_backbone("i3d_r50", weights=tmp_path / "b.pth")
+    torch.save({"backbones.rgb.bn1.weight": torch.zeros(3), "head.bias": torch.zeros(3)}, tmp_path / "run.pth")
+    with pytest.raises(ValueError, match="whole model of a run: save_backbone"):
+        create_backbone("i3d_r50", weights=tmp_path / "run.pth")
 
 
 def test_missing_leftover_and_misshapen_keys_are_listed():

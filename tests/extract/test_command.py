@@ -207,6 +207,7 @@ def test_every_task_has_scores_of_its_own(folder: Path, tmp_path: Path, extract:
         (["--flow-method", "dis_fats", "--stream", "flow"], "dis_fast"),
         (["--decoder", "pyva"], "pyav"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--boxes", "nowhere.csv"], "there is no box file nowhere.csv"),
         (["--crop", "16"], "at least"),
         (["--backbone", "tsn:test_vit", "--weights", "random", "--crop", "33"], "16"),
         (["--top", "-1"], "how many classes"),

@@ -242,6 +242,12 @@ def test_ranks_help_in_orders_of_their_own(tmp_path, monkeypatch):
     assert own == plan.shards[1::10] and {shard.id for shard in own + others} == {shard.id for shard in plan.shards}
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], ["--overwrite"], ["--processes", "2"], ["--engine", "ray"]])
+def test_a_plan_refuses_what_it_would_not_do(folder: Path, tmp_path: Path, capsys, options):
+    assert main(["shards", "plan", str(folder), "--out", str(tmp_path / "out"), *options]) == 2
+    assert options[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_cluster_without_room_is_refused():
     import argparse
 

@@ -1,5 +1,7 @@
 """Checkpoints are whole or passed over; the best is never half a best."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from actionfuse.train.checkpoint import (
     write_best,
     write_checkpoint,
 )
+from actionfuse.train.model import find_model
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}"}
 
@@ -63,3 +66,11 @@ def test_the_best_is_replaced_at_once(tmp_path):
     write_best(tmp_path, 2, {"model.safetensors": b"second"})
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == b"second"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "best-00000002"]
+
+
+def test_a_best_that_was_copied_as_a_link_is_told(tmp_path):
+    write_best(tmp_path / "run", 1, FILES)
+    shutil.copy(tmp_path / "run" / "best", tmp_path / "copy", follow_symlinks=False)
+    with pytest.raises(ValueError, match="link to best-00000001.*cp -rL"):
+        find_model(tmp_path / "copy")
+    assert find_model(tmp_path / "run") == tmp_path / "run" / "best"
