@@ -358,6 +358,10 @@ def create_backbone(
     Raises ValueError for an unknown name, stream, option or checkpoint; it says what there is.
     """
     family, colon, network = name.partition(":")
+    if family not in BACKBONES:
+        over = [f"{each}:{name}" for each, card in CARDS.items() if card.networks and name in card.networks(name)]
+        if over:
+            raise ValueError(f"{name!r} is a network for pictures; write {' or '.join(sorted(over))}")
     make = BACKBONES[family]
     card = CARDS[family]
     if bool(colon) != bool(card.networks) or bool(colon) != bool(network):

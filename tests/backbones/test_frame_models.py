@@ -193,6 +193,7 @@ def _tsn_state():
         ("tsn", {}, "tsn:NETWORK"),
         ("tsn:", {}, "tsn:NETWORK"),
         ("tsx:resnet50", {}, "no backbone is named 'tsx'"),
+        ("resnet50", {}, "for pictures.*tsm:resnet50 or tsn:resnet50"),
         ("i3d:resnet50", {}, "'i3d' alone"),
         ("tsn:resnet18", {"frame": 3}, "did you mean 'frames'"),
         ("tsn:resnet18", {"stream": "smell"}, "rgb, flow"),
