@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,12 +18,16 @@ def wheel(tmp_path_factory) -> Path:
     for folder in package_folders().values():
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests" / "packaging", source / "tests" / "packaging")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / "tests" / "test_readme.py", source / "tests")
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     built = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source], capture_output=True, text=True
     )
     assert built.returncode == 0, built.stdout + built.stderr
+    (archive,) = out.glob("*.tar.gz")
+    with tarfile.open(archive) as sdist:
+        assert not [name for name in sdist.getnames() if "/tests/" in name]
     (path,) = out.glob("*.whl")
     return path
 
