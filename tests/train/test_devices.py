@@ -21,7 +21,7 @@ from actionfuse.train.batches import to_device
 from actionfuse.train.build import build_dataset, build_model, load_split, make_task
 from actionfuse.train.engine import Preempted, Trainer
 from actionfuse.train.model import ActionModel
-from actionfuse.train.plan import make_plan
+from actionfuse.train.plan import Bench, make_plan
 from actionfuse.train.step import Step
 
 META = torch.device("meta")
@@ -136,6 +136,37 @@ def test_plans_read_batches_as_training_does(root, monkeypatch):
     monkeypatch.setattr(samples, "make_loader", note)
     make_plan(toy_recipe(root), steps=1)
     assert given == [torch.device("cpu")]
+
+
+def test_what_a_gpu_tells_of_its_memory_makes_the_plan(root, monkeypatch):
+    """Peaks of three sizes of batches, of which the last has no room."""
+    made, runs = Bench.__init__, []
+
+    def on_gpu(self, recipe, model):
+        made(self, recipe, model)
+        self.cuda = True
+
+    def run(self, raw, hooks=None):
+        runs.append(len(raw["id"]))
+        if runs[-1] == 6:
+            raise torch.OutOfMemoryError("as if")
+
+    def peak():
+        lasting = Bench.fixed(bench[0], 1)
+        return sum(lasting.values()) - lasting["averages"] + 5000 + 1000 * runs[-1]
+
+    bench: list[Bench] = []
+    monkeypatch.setattr(Bench, "__init__", lambda self, *args: bench.append(self) or on_gpu(self, *args))
+    monkeypatch.setattr(Bench, "run", run)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    plan = make_plan(toy_recipe(root), synthetic=True, steps=1)
+    assert (plan.device, plan.counted, plan.out_of_memory, plan.fits) == ("a card", True, True, False)
+    assert plan.measured_batches == (2, 4) and plan.segment_bytes == 1000
+    assert plan.fixed["kept of any batch"] == 5000 and plan.fixed["averages"] > 0
+    assert runs[:5] == [2, 2, 4, 4, 6]
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(root, tmp_path, monkeypatch):
