@@ -124,7 +124,9 @@ def parse_beside(given: Sequence[str]) -> dict[str, str]:
 def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], beside: Mapping[str, str]) -> int:
     """Recorded videos; returns the exit code."""
     from ..pipeline.inputs import find_videos
+    from .build import make_task
     from .evaluate import NAMED, tell_broken
+    from .members import described
     from .predictions import line_of, write_csv, write_json
 
     if args.segments is not None and args.segments.suffix != ".csv":
@@ -143,7 +145,7 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     lost, damaged = ([row for row in broken if row.get("damaged", False) == partly] for partly in (False, True))
     about = {
         "run": str(run.path),
-        "task": {key: getattr(run.recipe.task, key) for key in ("kind", "tau_a", "tau_o", "fraction")},
+        "task": described(make_task(run.recipe.task)),
         **{
             kind: [{key: row[key] for key in ("video", "id", "reason")} for row in rows_of]
             for kind, rows_of in (("broken", lost), ("damaged", damaged))

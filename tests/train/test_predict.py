@@ -229,6 +229,7 @@ def test_given_times_that_cannot_be_seen_are_told_by_id(videos, run, tmp_path):
     assert main(["predict", str(run), "--segments", str(times), "--json", str(out), "--quiet"]) == 1
     content = json.loads(out.read_text())
     assert [row["id"] for row in content["predictions"]] == ["v0.mp4#one"]
+    assert content["about"]["task"] == {"kind": "recognition"}  # nothing of what it does not use
     told = {(row["video"], row["id"]) for row in content["about"]["broken"]}
     assert told == {("v0.mp4", "v0.mp4#late"), ("no.mp4", "no.mp4#no")}
 
