@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.models import video as tv
-from torchvision.models.video.mvit import MSBlockConfig, MultiscaleBlock
+from torchvision.models.video.mvit import MSBlockConfig, MultiscaleAttention, MultiscaleBlock
 from torchvision.models.video.mvit import MViT as Network
 
 from ._stage_net import STREAMS, channels_last, linear, load_torchvision, sized
@@ -169,6 +169,17 @@ PYTORCHVIDEO = published(
 )
 
 
+class _Attention(MultiscaleAttention):
+    """torchvision's, which makes the indices into its tables of relative positions on the default device, so that each
+    block would send three of them to a GPU and wait."""
+
+    def forward(self, x: Tensor, thw: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
+        if x.is_cpu or torch.compiler.is_compiling():
+            return super().forward(x, thw)
+        with x.device:
+            return super().forward(x, thw)
+
+
 class MViT(Backbone):
     """Clips (B, C, T, H, W) of one size -> maps (B, D, T / 2, H / 32, W / 32), the patch tokens after the last norm.
 
@@ -194,6 +205,9 @@ class MViT(Backbone):
         adapt_first_layer(network, spec.channels)
         self.conv_proj, self.pos_encoding = network.conv_proj, network.pos_encoding
         self.blocks, self.norm = network.blocks, network.norm
+        for module in self.blocks.modules():
+            if type(module) is MultiscaleAttention:
+                module.__class__ = _Attention
         self.feature_dim = len(network.norm.get_parameter("weight"))
         channels_last(self)
         self.dropout = nn.Dropout(dropout)

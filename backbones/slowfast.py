@@ -145,8 +145,9 @@ class SlowFast(Backbone):
         self.reset_classifier(num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
-        pathways = [clips[:, :, slow_frames(clips.shape[2], self.alpha)], clips]
-        return self.join(self.trunk(pathways))
+        # not by a list of indices, which would be sent to the GPU, and does not come out channels last
+        slow = torch.cat([clips[:, :, t : t + 1] for t in slow_frames(clips.shape[2], self.alpha)], 2)
+        return self.join(self.trunk([slow, clips]))
 
     def join(self, pathways: list[Tensor]) -> Tensor:
         """Maps of the slow and the fast pathway as one, at the slow one's T'."""

@@ -54,15 +54,21 @@ class Relations(nn.Module):
         self.random_test, self.choose = random_test, _draw
         self.outputs = len(lengths) * width
         self.readers = nn.ModuleList(nn.Linear(length * features, width) for length in lengths)
-        self.relations = [list(combinations(range(frames), length)) for length in lengths]
+        # frames of all relations of each length (relations, length); indices in a list would be sent to the GPU anew at
+        # every call
+        for k, length in enumerate(lengths):
+            frames_of = torch.tensor(list(combinations(range(frames), length)))
+            self.register_buffer(f"relations{k}", frames_of, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         features, read = features.relu(), []
-        for reader, relations in zip(self.readers, self.relations, strict=True):
+        for k, reader in enumerate(self.readers):
+            relations = self.get_buffer(f"relations{k}")
             count, wanted = len(relations), min(PER_LENGTH, len(relations))
             if self.training or self.random_test:
-                taken = [relations[k] for k in (self.choose(count, wanted) if wanted < count else range(count))]
-                read.append(reader(features[:, taken].flatten(2)).relu().sum(1))
+                if wanted < count:
+                    relations = torch.stack([relations[number] for number in self.choose(count, wanted)])
+                read.append(reader(features[:, relations].flatten(2)).relu().sum(1))
             else:
                 read.append(reader(features[:, relations].flatten(2)).relu().mean(1) * wanted)
         return torch.cat(read, 1)

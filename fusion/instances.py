@@ -93,7 +93,7 @@ class CountedBatchNorm(nn.Module):
     def _statistics(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = x.flatten(0, -2).to(self.running_mean.dtype)
         if counted is None:
-            mean, number = rows.mean(0), rows.new_tensor(len(rows))
+            mean, number = rows.mean(0), rows.new_full((), len(rows))  # new_tensor would wait for a GPU
             squares = (rows - mean).square().sum(0)
         else:
             kept = counted.flatten()[:, None]

@@ -154,11 +154,8 @@ class RULSTM(FusionHead):
             if there is not None:
                 asked = [context.where(there[..., i, None], 0.0) for i, context in enumerate(asked)]
             weights = self.matt(asked, there)
-            present = [i for i, stream in enumerate(self.streams) if stream in aligned]
-            fused = {
-                task: fuse_scores(weights[..., present], [scores[stream][task] for stream in scores])
-                for task in self.classes
-            }
+            shares = torch.stack([weights[..., i] for i, stream in enumerate(self.streams) if stream in aligned], -1)
+            fused = {task: fuse_scores(shares, [scores[stream][task] for stream in scores]) for task in self.classes}
             if extras:
                 output.extras["modality_weights"] = weights[:, -min(self.told_step, steps)].detach()
         output.logits = {task: y[:, -min(self.told_step, steps)] for task, y in fused.items()}

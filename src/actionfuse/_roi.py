@@ -49,7 +49,8 @@ def roi_features(
         here = present[:, ::stride].reshape(-1).to(maps.device)
     # In float32 whatever the maps' type: bfloat16 cannot tell a box's edge to a tenth of a cell, nor count past 256.
     precise = maps if maps.dtype in (torch.float32, torch.float64) else maps.float()
-    cells = torch.tensor([map_width, map_height, map_width, map_height], dtype=precise.dtype, device=maps.device)
+    cells = precise.new_full((4,), map_width)  # filled in place: torch.tensor of a list would wait for a GPU
+    cells[1::2] = map_height
     rois = rois.to(precise) * cells
     # Absent instances are computed as empty boxes rather than left out: shapes then depend on no data (no wait for the
     # GPU, no recompilation), and `where` keeps both their values and their gradients out.
