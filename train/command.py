@@ -49,6 +49,8 @@ def main(args: argparse.Namespace) -> int:
     if args.show:
         print(dump_recipe(recipe), end="")
         return 0
+    import torch
+
     from .engine import PREEMPTED, NotFinite, Preempted, Trainer, Unreadable
     from .world import parse_processes
 
@@ -73,5 +75,12 @@ def main(args: argparse.Namespace) -> int:
         return PREEMPTED
     except (NotFinite, Unreadable) as error:
         print(f"training stopped: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        print(
+            f"training stopped: {error}\nTry run.micro_batch (now {trainer.micro}; the steps stay the same), "
+            "run.precision=bf16 or streams.NAME.checkpointing=true; `actionfuse plan` tells what fits",
+            file=sys.stderr,
+        )
         return 1
     return 0

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from toy_training import toy_recipe, write_toy
 from toy_videos import video_recipe, write_videos
 
+from actionfuse.cli import main
 from actionfuse.pipeline import samples
 from actionfuse.pipeline.samples import collate
 from actionfuse.train import engine, world
@@ -22,6 +23,7 @@ from actionfuse.train.build import build_dataset, build_model, load_split, make_
 from actionfuse.train.engine import Preempted, Trainer
 from actionfuse.train.model import ActionModel
 from actionfuse.train.plan import Bench, make_plan
+from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.step import Step
 
 META = torch.device("meta")
@@ -167,6 +169,17 @@ def test_what_a_gpu_tells_of_its_memory_makes_the_plan(root, monkeypatch):
     assert plan.measured_batches == (2, 4) and plan.segment_bytes == 1000
     assert plan.fixed["kept of any batch"] == 5000 and plan.fixed["averages"] > 0
     assert runs[:5] == [2, 2, 4, 4, 6]
+
+
+def test_a_gpu_that_is_too_small_is_told_what_helps(root, tmp_path, monkeypatch, capsys):
+    def crowded(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr(Trainer, "_one_step", crowded)
+    (tmp_path / "r.yaml").write_text(dump_recipe(toy_recipe(root, run__micro_batch=3)))
+    assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert "Tried to allocate 20 MiB" in told and "run.micro_batch (now 3;" in told
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(root, tmp_path, monkeypatch):
