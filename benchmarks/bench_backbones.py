@@ -366,7 +366,8 @@ def measure(
 
 def check_same(name: str, networks: Mapping[str, nn.Module], clips: Mapping[str, Tensor]) -> None:
     """ValueError where contenders compute different things."""
-    with torch.inference_mode():
+    # TF32, as which a GPU's convolutions are measured, would be told for another thing
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         outputs = {label: network.eval()(clips[label]) for label, network in networks.items()}
     (_, plain), *others = outputs.items()
     for label, output in others:
