@@ -123,6 +123,14 @@ def collect(
     from .members import load_members, test_run
     from .runs import open_run
 
+    if all(Path(path).suffix == ".npz" for path in paths):
+        given = {f"--{name}": getattr(args, name) for name in ("split", "root", "clips", "crops", "batch")}
+        said = [name for name, value in given.items() if value is not None] + ["--unread"] * (args.unread != "omit")
+        if said or overrides:
+            raise ValueError(
+                f"{', '.join([*said, *overrides])} would change nothing: files of scores have been tested already; "
+                "name the runs themselves"
+            )
     changes = list(overrides)
     changes += [f"data.root={args.root}"] if args.root else []
     changes += [f"sampling.num_clips={args.clips}"] if args.clips is not None else []

@@ -382,6 +382,8 @@ def test_segments_may_lack_a_label(toy, tmp_path, capsys):
         (["b", 'data.tasks=["verb"]'], "has 3 verb classes; evaluate it on"),
         (["toy"], "holds no model"),
         (["nothing.npz"], "is no file of scores"),
+        (["nothing.npz", "--crops", "3", "data.limit=1"], "--crops, data.limit=1 would change nothing"),
+        (["nothing.npz", "--unread", "zeros"], "--unread would change nothing"),
         (["data.limit=1"], "name a run"),
     ],
 )
