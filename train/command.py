@@ -56,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
 
     processes = None if args.processes is None else parse_processes(args.processes)
     out = args.out or Path("runs") / recipe.name
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
     marker = out / "preempted"
     node = os.environ.get("ACTIONFUSE_PREEMPTED")
     # before anything can fail, or a broken call would be taken for a saved one

@@ -49,7 +49,7 @@ from .shard import check_sharding, gathered, shard_model, share_buffers, sync_gr
 from .step import Step
 from .stepwise import check_monitor, check_stepwise, told_tables
 from .testing import test_scores
-from .world import PATIENCE, check_batch, check_compile, check_sync_bn, check_world, share_batch
+from .world import PATIENCE, check_batch, check_compile, check_sync_bn, check_trackers, check_world, share_batch
 
 PREEMPTED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, which schedulers requeue on
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -94,6 +94,7 @@ class Trainer:
         run = recipe.run
         check_sharding(run.shard, run.precision)
         check_compile(run.compile)
+        check_trackers(run.trackers)
         self.accelerator = Accelerator(
             # said, or torchrun's processes on a CPU would each train alone
             cpu=not torch.accelerator.is_available(),

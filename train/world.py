@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -116,3 +117,18 @@ def check_compile(wanted: bool) -> None:
             "run.compile is true, but there is no C compiler here (slim images have none): install gcc and g++, name "
             "one in CC, or set run.compile=false"
         )
+
+
+def check_trackers(wanted: Iterable[str]) -> None:
+    """Raises ValueError for a tracker that there is not, or that is not installed: Accelerate would do without."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    there = {str(each) for each in get_available_trackers()}
+    for name in wanted:
+        if name not in (*LOGGER_TYPE_TO_CLASS, "all"):
+            raise ValueError(f"run.trackers names {name!r}; there are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}, all")
+        if name not in (*there, "all"):
+            raise ValueError(
+                f"run.trackers names {name!r}, which is not installed here: install its package, or leave it out; "
+                "metrics.jsonl is written anyway"
+            )

@@ -36,7 +36,7 @@ def beat() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m actionfuse.heartbeat", description=__doc__)
-    parser.add_argument("--within-seconds", type=float, default=600.0)
+    parser.add_argument("--within-seconds", type=float, default=600.0, help="(default: %(default)g)")
     args = parser.parse_args(argv)
     path = os.environ.get(VARIABLE)
     if not path:

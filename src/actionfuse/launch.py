@@ -6,8 +6,9 @@
   launch doctor
 
 How many nodes and processes there are is taken from the options, else from Slurm (SLURM_NNODES, SLURM_NODEID), else
-from Kubernetes (PET_NNODES, PET_NODE_RANK or JOB_COMPLETION_INDEX, PET_MASTER_ADDR), else it is one node. `train`, and
-`extract` on several nodes, run under torchrun; every other command runs as it is.
+from Kubernetes (PET_NNODES, PET_NODE_RANK or JOB_COMPLETION_INDEX, PET_MASTER_ADDR, PET_MASTER_PORT), else it is one
+node; PET_NPROC_PER_NODE says in all cases how many processes it has. `train`, and `extract` on several nodes, run under
+torchrun; every other command runs as it is.
 
 Exit codes are the command's own: 0 done, 2 wrong call, ...; 75 where training was asked to stop (SIGTERM) and has
 saved: start it again. torchrun's own code would hide that, so processes tell it by a file of this node's own, which

@@ -302,6 +302,8 @@ def test_too_little_to_read_is_no_wrong_call(root, tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
     assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 1
     assert "12 of 36 segments cannot be read" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "r.yaml")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err
 
 
 def test_metrics_that_were_removed_are_not_filled_up(tmp_path):

@@ -43,7 +43,7 @@ def test_a_tracker_gets_the_recipe_and_every_number(root, tmp_path, monkeypatch)
 
     make = engine.Accelerator
     monkeypatch.setattr(engine, "Accelerator", lambda **options: make(**{**options, "log_with": Told("actionfuse")}))
-    Trainer(toy_recipe(root, run__epochs=2, run__trackers=["wandb"]), tmp_path, quiet=True).run()
+    Trainer(toy_recipe(root, run__epochs=2, run__trackers=["all"]), tmp_path, quiet=True).run()
     assert told[0] == ("run", "actionfuse") and "name: toy" in dict(told)["config"]["recipe"]
     assert told[-1] == ("finish", None)
     rows = [row for row in read_metrics(tmp_path) if row["kind"] in ("step", "test")]
@@ -63,3 +63,12 @@ def test_tensorboard_files_hold_the_losses(root, tmp_path):
     assert [(e.step, e.value) for e in found.Scalars("loss")] == [
         (row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in steps
     ]
+
+
+@pytest.mark.parametrize(
+    "name, said", [("tensorbord", "there are .*tensorboard"), ("swanlab", "is not installed here")]
+)
+def test_trackers_that_are_not_there_are_refused(root, tmp_path, monkeypatch, name, said):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=f"run.trackers names '{name}'.*{said}"):
+        Trainer(toy_recipe(root, run__trackers=[name]), tmp_path, quiet=True)
