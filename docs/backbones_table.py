@@ -80,7 +80,9 @@ rest once: TSM takes 1.03 of the plain ResNet's time. Gates take 1.1 to 1.3 of i
 (0.7 of plainly written gates); their norms and 3 x 3 x 3 convolutions alone, which the plain ResNet has not, take 1.1
 to 1.3.
 
-What names of the zoos need to be told:
+What names of the zoos need to be told: in Python by `create_backbone(NAME, weights=FILE, alpha=8, ...)`, in a recipe by
+`streams.STREAM.options`. `actionfuse extract` reads options from the file: `save_backbone(backbone, "mine.safetensors")`
+writes one that holds them.
 
 | file | backbone |
 | --- | --- |
