@@ -11,22 +11,26 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from fake_cuda import backward, devices, fake_cuda
 from toy_training import toy_recipe, write_toy
 from toy_videos import video_recipe, write_videos
 
+from actionfuse.backbones import contract
 from actionfuse.cli import main
 from actionfuse.pipeline import samples
 from actionfuse.pipeline.samples import collate
-from actionfuse.train import engine, world
+from actionfuse.train import build, engine, world
 from actionfuse.train.batches import to_device
-from actionfuse.train.build import build_dataset, build_model, load_split, make_task
+from actionfuse.train.build import build_dataset, build_model, load_split, make_task, stream_specs
 from actionfuse.train.engine import Preempted, Trainer
 from actionfuse.train.model import ActionModel
-from actionfuse.train.plan import Bench, make_plan
+from actionfuse.train.optim import Ema, build_optimizer, param_groups
+from actionfuse.train.plan import Bench, make_plan, random_batch
 from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.step import Step
 
-META = torch.device("meta")
+META, CPU = torch.device("meta"), torch.device("cpu")
+PAST = {"task__kind": "anticipation", "task__tau_a": 0.5, "task__tau_o": 1.0, "sampling__rule": "last"}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,56 @@ def test_weights_of_classes_lie_beside_the_model(root):
     recipe = toy_recipe(root, loss__balance="loss")
     model = build_model(recipe, load_split(recipe, "train").classes).to(META)
     assert Step(model, recipe, {"verb": torch.ones(3)}).class_weights["verb"].device == META
+
+
+STEPS = [
+    (toy_recipe, {"loss__balance": "loss", "optim__label_smoothing": 0.1, "optim__name": "sgd"}),
+    (toy_recipe, {"loss__kind": "bce", "head__name": "mimo", "head__options": {"width": 16, "heads": 2}}),
+    (toy_recipe, {**PAST, "loss__last_action": 1.0, "head__transition": True}),
+    (toy_recipe, {**PAST, "head__name": "afft_sa", "head__options": {"past": True}, "loss__past": 1.0}),
+    (video_recipe, {"streams__rgb__partial_bn": True, "loss__distance": {"weight": 0.1, "per_class": 2}}),
+]
+
+
+@pytest.mark.parametrize(("make", "changes"), STEPS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_is_the_gpus_alone(make, changes, precision, monkeypatch):
+    """Model, losses, optimiser and averages on a CUDA device that computes nothing (see fake_cuda.py)."""
+    recipe = make(Path("nowhere"), **changes)
+    monkeypatch.setattr(build, "feature_width", lambda _, stream: {"rgb": 8, "flow": 6}[stream])
+    with torch.device("meta"):
+        model = build_model(recipe, {"verb": ("a", "b", "c"), "noun": ("w", "x", "y", "z")})
+    raw = random_batch(recipe, stream_specs(recipe, model.input_specs), model, 4)
+    if "loss__past" in changes or "loss__last_action" in changes:
+        raw["past_labels"] = {task: torch.zeros(4, 3, dtype=torch.int64) for task in model.classes}
+    batch = to_device(raw, CPU, recipe.loss.kind, model.head.classes)
+    contract._gain_and_shift.cache_clear()
+    with fake_cuda(model) as copies:
+        inputs, masks, targets, past = (
+            {name: torch.empty(x.shape, dtype=x.dtype, device="cuda") for name, x in part.items()}
+            for part in (batch.inputs, raw["masks"], batch.targets, batch.past)
+        )
+        step = Step(model, recipe, {"verb": torch.ones(3)} if recipe.loss.balance == "loss" else {}).train()
+        optimizer = build_optimizer(param_groups(model, recipe.optim, recipe.streams), recipe.optim)
+        averages = Ema(model, 0.9)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # makes its state
+        for kept in ({}, masks):
+            with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+                step(inputs, None, kept, targets, past)  # constants are sent over once
+                copies.found.clear()
+                out = step(inputs, None, kept, targets, past)
+            gradients = backward(out["loss"])
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            assert all(id(parameter) in gradients for parameter in trained)  # DDP waits for all of them
+            assert devices(out, list(gradients.values())) == {"cuda"} and out["loss"].dtype == torch.float32
+        optimizer.step()
+        averages.update(model)
+        with averages.applied(model):
+            assert devices(model.state_dict(), averages.average) == {"cuda"}
+        assert not copies.found
+    contract._gain_and_shift.cache_clear()
 
 
 @pytest.mark.parametrize("network", ["tsn:test_resnet", "tsn:test_efficientnet"])
