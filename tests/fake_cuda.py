@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+GPU = torch.device("cuda")  # of tests that are marked `gpu`: a real one
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 ATEN = torch.ops.aten
 # They copy a number that lies on the host; other operators hand it to their kernel as an argument.
 COPIES = (ATEN._to_copy.default, ATEN.copy_.default, ATEN.where.self, ATEN.index_put.default, ATEN.index_put_.default)
@@ -76,6 +78,16 @@ def _move(module: nn.Module) -> None:
                 if tensor is not None:
                     new = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda")
                     held[name] = nn.Parameter(new, tensor.requires_grad) if held is part._parameters else new
+
+
+@contextmanager
+def waiting_for_nothing() -> Iterator[None]:
+    """On a real GPU: inside, whatever waits for it raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def devices(*held: Any) -> set[str]:

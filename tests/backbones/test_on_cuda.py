@@ -1,12 +1,14 @@
-"""Backbones keep to the GPU: networks of every family on a CUDA device that computes nothing (see fake_cuda.py)."""
+"""Backbones keep to the GPU: networks of every family on a CUDA device that computes nothing (see fake_cuda.py), and on
+a real one where there is one (`make test-gpu`)."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
-from fake_cuda import autocast, backward, devices, fake_cuda
+from fake_cuda import GPU, autocast, backward, devices, fake_cuda, no_gpu, waiting_for_nothing
 from torch import Tensor
 
 from actionfuse.backbones import create_backbone
@@ -52,10 +54,11 @@ def made(name: str) -> Backbone:
         return create_backbone(name, num_classes=7, **NETWORKS[name])  # pyright: ignore[reportArgumentType]
 
 
-def clips_of(backbone: Backbone) -> Tensor:
+def clips_of(backbone: Backbone, device: torch.device = GPU) -> Tensor:
     frames, height, width = backbone.min_size
     side = backbone.input_spec.crop if backbone.fixed_size else max(height, width, 32)
-    return torch.rand(2, max(frames, 4), side, side, backbone.input_spec.channels, device="cuda").permute(0, 4, 1, 2, 3)
+    clips = torch.rand(2, max(frames, 4), side, side, backbone.input_spec.channels, device=device)
+    return clips.permute(0, 4, 1, 2, 3)
 
 
 def file_of(name: str) -> str:
@@ -119,3 +122,38 @@ def test_means_are_sent_to_the_gpu_once() -> None:
         spec.normalise(clips)
         assert len(copies.found) == 2
     _gain_and_shift.cache_clear()
+
+
+@pytest.mark.gpu
+@no_gpu
+@networks
+def test_maps_and_gradients_are_those_of_a_cpu(name: str) -> None:
+    """In float64, so that nothing but the order of sums may tell."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, num_classes=7, **NETWORKS[name]).double()  # pyright: ignore[reportArgumentType]
+    clips = clips_of(backbone, torch.device("cpu")).double()
+    found: list[list[Tensor]] = []
+    for device in (torch.device("cpu"), GPU):
+        backbone.to(device).zero_grad()
+        maps, logits = backbone.forward_and_classify(clips.to(device))
+        (maps.square().mean() + logits.square().mean()).backward()
+        gradients = [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None]
+        found.append([x.detach().cpu() for x in (maps, logits, *gradients)])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.gpu
+@no_gpu
+@networks
+def test_training_waits_for_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, num_classes=7, **NETWORKS[name])  # pyright: ignore[reportArgumentType]
+    backbone.to(GPU).train()
+    clips = clips_of(backbone)
+    for watched in (nullcontext, waiting_for_nothing):  # the first pass loads kernels
+        with watched():
+            with autocast(torch.bfloat16):
+                maps, logits = backbone.forward_and_classify(clips)
+            (maps.float().square().mean() + logits.float().square().mean()).backward()
+    assert {p.grad is not None and p.grad.device.type for p in backbone.parameters()} == {"cuda"}

@@ -1,15 +1,18 @@
-"""Heads keep to the GPU: every registered head on a CUDA device that computes nothing (see fake_cuda.py)."""
+"""Heads keep to the GPU: every registered head on a CUDA device that computes nothing (see fake_cuda.py), and on a real
+one where there is one (`make test-gpu`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import pytest
 import torch
-from fake_cuda import autocast, backward, devices, fake_cuda
-from fusion_heads import CLASSES, small_head
+from fake_cuda import GPU, autocast, backward, devices, fake_cuda, no_gpu, waiting_for_nothing
+from fusion_heads import CLASSES, boxes_of, features_of, small_head
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from actionfuse.fusion import FusionHead, Instances, Output, list_heads
 
@@ -47,6 +50,10 @@ def made(name: str, options: Mapping[str, object]) -> FusionHead:
     streams = (*STREAMS, "objects") if options.get("pairing") == "diff_all" else STREAMS
     with torch.device("meta"):
         return small_head(name, streams, **options)
+
+
+def computing(name: str, options: Mapping[str, object]) -> FusionHead:
+    return small_head(name, ("rgb", "flow", "objects"), **options)
 
 
 def given(head: FusionHead, *, maps: bool) -> tuple[dict[str, Tensor], Instances | None]:
@@ -122,3 +129,35 @@ def test_stepping(unit: str) -> None:
                     output, state = head.step(features, state, masks_of(head, features) if masked else None)
                 assert devices(output.logits, state) == {"cuda"}
         assert copies.found == []
+
+
+@pytest.mark.gpu
+@no_gpu
+@cases
+def test_logits_are_those_of_a_cpu(name: str, options: Mapping[str, object]) -> None:
+    """In float64, so that nothing but the order of sums may tell; boxes are float32."""
+    head = computing(name, options).double()
+    features, boxes = features_of(head, steps=STEPS), boxes_of(head, steps=STEPS)
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        there = boxes and Instances(boxes.boxes.to(device), boxes.categories.to(device))
+        with torch.no_grad():
+            output = head.to(device)({k: x.double().to(device) for k, x in features.items()}, there, losses=True)
+        found.append(tree_map(Tensor.cpu, [output.logits, output.auxiliary, output.losses]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@no_gpu
+@cases
+def test_training_waits_for_nothing(name: str, options: Mapping[str, object]) -> None:
+    head = computing(name, options).to(GPU).train()
+    features, boxes = features_of(head, steps=STEPS), boxes_of(head, steps=STEPS)
+    inputs = {k: x.to(GPU) for k, x in features.items()}
+    there = boxes and Instances(boxes.boxes.to(GPU), boxes.categories.to(GPU))
+    for watched in (nullcontext, waiting_for_nothing):  # the first pass loads kernels
+        with watched():
+            with autocast(torch.bfloat16):
+                output = head(inputs, there)
+            loss_of(output).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
