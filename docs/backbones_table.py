@@ -81,8 +81,8 @@ rest once: TSM takes 1.03 of the plain ResNet's time. Gates take 1.1 to 1.3 of i
 to 1.3.
 
 What names of the zoos need to be told: in Python by `create_backbone(NAME, weights=FILE, alpha=8, ...)`, in a recipe by
-`streams.STREAM.options`. `actionfuse extract` reads options from the file: `save_backbone(backbone, "mine.safetensors")`
-writes one that holds them.
+`streams.STREAM.options`. `actionfuse extract` reads options from the file: `save_backbone(backbone, PATH)` writes one
+that holds them.
 
 | file | backbone |
 | --- | --- |
