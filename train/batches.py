@@ -163,11 +163,11 @@ def mix(batch: Batch, alpha: float, classes: Mapping[str, int], seed: int, epoch
     rows = None
     if batch.past:
         rows = torch.stack([fully_labelled(target.flatten(1)) for target in batch.past.values()]).all(0)
-    chosen = torch.arange(len(batch)) if rows is None else rows.nonzero()[:, 0].cpu()
-    partner = torch.arange(len(batch))
-    partner[chosen] = chosen.flip(0)
+    everyone = torch.arange(len(batch), device=next(iter(batch.inputs.values())).device)
+    chosen = everyone if rows is None else rows.nonzero()[:, 0]
+    partner = everyone.index_copy(0, chosen, chosen.flip(0))
     inputs = mixup({name: x.float() for name, x in batch.inputs.items()}, share=share, rows=rows)
-    masks = {name: mask | mask[partner.to(mask.device)] for name, mask in batch.masks.items()}
+    masks = {name: mask | mask[partner] for name, mask in batch.masks.items()}
     targets, past = {}, {}
     for task, target in batch.past.items():
         soft = target
@@ -180,7 +180,7 @@ def mix(batch: Batch, alpha: float, classes: Mapping[str, int], seed: int, epoch
             soft = torch.where((target == UNKNOWN)[:, None], float(UNKNOWN), soft)
         else:
             soft = target
-        other = soft[partner.to(soft.device)]
+        other = soft[partner]
         unknown = (soft == UNKNOWN).any(1) | (other == UNKNOWN).any(1)
         mixed = mixup({task: soft}, share=share, rows=rows)[task]
         targets[task] = torch.where(unknown[:, None], float(UNKNOWN), mixed)

@@ -20,7 +20,7 @@ from actionfuse.cli import main
 from actionfuse.pipeline import samples
 from actionfuse.pipeline.samples import collate
 from actionfuse.train import build, engine, world
-from actionfuse.train.batches import to_device
+from actionfuse.train.batches import mix, to_device
 from actionfuse.train.build import build_dataset, build_model, load_split, make_task, stream_specs
 from actionfuse.train.engine import Preempted, Trainer
 from actionfuse.train.model import ActionModel
@@ -60,6 +60,10 @@ def test_a_batch_is_moved_without_a_look_at_its_numbers(root, kind):
     for part in (batch.inputs, batch.targets, batch.labels, batch.past):
         assert part and all(x.device == META for x in part.values())
     assert batch.past["verb"].shape[:2] == (4, 3)
+    batch.past.clear()  # with it, those of which all is known are looked for
+    batch.masks["rgb"] = torch.ones(4, 3, dtype=torch.bool, device=META)
+    mixed = mix(batch, 0.4, model.head.classes, 0, 0, 0)
+    assert {x.device for part in (mixed.inputs, mixed.masks, mixed.targets) for x in part.values()} == {META}
 
 
 def test_weights_of_classes_lie_beside_the_model(root):
