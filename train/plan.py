@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthetic", action="store_true", help="random tensors in place of the data")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="micro-batches to measure, after a first one")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that will train, one card each")
-    parser.add_argument("--card-gb", type=float, default=24.0, metavar="GB", help="memory of a card, in GiB")
+    parser.add_argument(
+        "--card-gb", type=float, metavar="GB", help="memory of a card, in GiB (default: of the GPU here, else 24)"
+    )
     parser.add_argument("--overhead", type=float, default=1.0, metavar="GB", help="of it for libraries, in GiB")
     parser.add_argument("--segments", type=int, metavar="N", help="training segments, where --synthetic cannot know")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object")
@@ -61,20 +63,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from .recipe import load_recipe
 
-    if args.steps < 1 or args.processes < 1 or not args.card_gb > args.overhead >= 0:
+    card_gb = card_here() / GIB if args.card_gb is None else args.card_gb
+    if args.steps < 1 or args.processes < 1 or not card_gb > args.overhead >= 0:
         raise ValueError("--steps and --processes must be at least 1, and --card-gb more than --overhead")
     plan = make_plan(
         load_recipe(args.recipe, args.overrides),
         synthetic=args.synthetic,
         steps=args.steps,
         processes=args.processes,
-        card_bytes=int(args.card_gb * GIB),
+        card_bytes=int(card_gb * GIB),
         overhead_bytes=int(args.overhead * GIB),
         segments=args.segments,
     )
     told = {**asdict(plan), "fits": plan.fits, "needed_bytes": plan.needed_bytes, "largest": plan.largest_micro_batch}
     print(json.dumps(told, indent=1) if args.json else "\n".join(describe(plan)))
     return 0 if plan.fits else 1
+
+
+def card_here() -> int:
+    """Bytes of memory of this process's GPU; 24 GiB where there is none."""
+    import torch
+
+    return torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else 24 * GIB
 
 
 @dataclass(frozen=True, kw_only=True)

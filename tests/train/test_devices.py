@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -25,7 +26,7 @@ from actionfuse.train.build import build_dataset, build_model, load_split, make_
 from actionfuse.train.engine import Preempted, Trainer
 from actionfuse.train.model import ActionModel
 from actionfuse.train.optim import Ema, build_optimizer, param_groups
-from actionfuse.train.plan import Bench, make_plan, random_batch
+from actionfuse.train.plan import GIB, Bench, card_here, make_plan, random_batch
 from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.step import Step
 
@@ -227,6 +228,13 @@ def test_what_a_gpu_tells_of_its_memory_makes_the_plan(root, monkeypatch):
     assert plan.measured_batches == (2, 4) and plan.segment_bytes == 1000
     assert plan.fixed["kept of any batch"] == 5000 and plan.fixed["averages"] > 0
     assert runs[:5] == [2, 2, 4, 4, 6]
+
+
+def test_plans_are_for_the_gpu_that_is_here(monkeypatch):
+    assert card_here() == 24 * GIB
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(total_memory=139 * GIB))
+    assert card_here() == 139 * GIB
 
 
 def test_a_gpu_that_is_too_small_is_told_what_helps(root, tmp_path, monkeypatch, capsys):
