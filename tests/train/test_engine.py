@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -304,6 +305,16 @@ def test_too_little_to_read_is_no_wrong_call(root, tmp_path, capsys):
     assert "12 of 36 segments cannot be read" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "r.yaml")]) == 2
     assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_ddps_warning_is_left_out_where_layouts_do_not_differ(capsys):
+    text = "Grad strides do not match bucket view strides. This is not an error.\ngrad.sizes() = [{}], strides() = [9]"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["train", "--list"]) == 0
+        for sizes in ("512, 256, 1, 1", "8, 4, 1, 1, 1", "512, 256, 3, 3"):
+            warnings.warn(text.format(sizes), stacklevel=1)
+    assert ["512, 256, 3, 3" in str(each.message) for each in seen] == [True]
 
 
 def test_metrics_that_were_removed_are_not_filled_up(tmp_path):
