@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda")  # of tests that are marked `gpu`: a real one
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not -m gpu")
 ATEN = torch.ops.aten
 # They copy a number that lies on the host; other operators hand it to their kernel as an argument.
 COPIES = (ATEN._to_copy.default, ATEN.copy_.default, ATEN.where.self, ATEN.index_put.default, ATEN.index_put_.default)

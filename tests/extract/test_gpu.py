@@ -13,7 +13,7 @@ import torch
 from actionfuse.backbones import create_backbone
 from actionfuse.extract import extract_features
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not -m gpu")]
 
 OPTIONS = dict(fps=10, clip_frames=3, clip_stride=2, side=176, crop=160)
 

@@ -83,7 +83,7 @@ def test_bf16_is_near(frames, small_weights):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not -m gpu")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.01), ("bf16", 0.1), ("fp16", 0.05)])
 def test_gpu_agrees_with_cpu(frames, small_weights, monkeypatch, precision, tolerance):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

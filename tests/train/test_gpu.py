@@ -29,7 +29,7 @@ from actionfuse.train.log import read_metrics
 from actionfuse.train.plan import make_plan
 from actionfuse.train.recipe import Recipe
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, or not -m gpu")]
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device is not several")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SGD = {
