@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from .contract import Backbone, InputSpec, Layout, Stream
+from .contract import Backbone, InputSpec, Layout, Stream, channels_last
 from .convert import install, load_weights
 from .first_layer import adapt_first_layer
 
 STREAMS: tuple[Stream, ...] = ("rgb", "flow", "audio", "depth", "ir")
-
-# Numbers in a kernel from which its gradient is laid out channels first.
-LARGE = 3_000_000
 
 B = TypeVar("B", bound=Backbone)
 
@@ -92,19 +89,6 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def channels_last(module: nn.Module) -> None:
-    """Kernels laid out as InputSpec.normalise lays out clips, so that no convolution reorders them at every call.
-
-    But 3-D kernels of more than 3 million numbers (512 x 256 x 3 x 3 x 3) stay channels first, and on a CPU `convolve`
-    lays out their maps, which are small, alike: torch turns the gradient of a channels-last kernel around twice, by
-    copies that take longer than the rest of such a layer.
-    """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for weight in module.parameters():
-        if weight.ndim in formats and (min(weight.shape[2:]) == 1 or weight.numel() < LARGE):
-            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
 
 
 def sized(spec: InputSpec, frames: int, crop: int) -> InputSpec:

@@ -23,6 +23,7 @@ from .recompute import recompute
 Stream = Literal["rgb", "flow", "audio", "depth", "ir", "rgbd"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 
+LARGE_KERNEL = 3_000_000  # numbers from which a kernel's gradient is laid out channels first
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -105,6 +106,21 @@ def _gain_and_shift(spec: InputSpec, width: int, device: torch.device) -> tuple[
         gain = torch.tensor([spec.scale / s for s in spec.std]).repeat(width)
         shift = torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)]).repeat(width)
         return gain.to(device), shift.to(device)
+
+
+def channels_last(module: nn.Module, *, large: bool = False) -> None:
+    """Kernels laid out, in place, as InputSpec.normalise lays out clips, so that no convolution reorders them at every
+    call. `Module.to(memory_format=...)` fails on networks with kernels of both kinds.
+
+    But without `large` 3-D kernels of more than 3 million numbers (512 x 256 x 3 x 3 x 3) stay channels first, and on a
+    CPU `convolve` lays out their maps, which are small, alike: torch turns the gradient of a channels-last kernel
+    around twice, by copies that take longer than the rest of such a layer.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in module.parameters():
+        stays = weight.ndim == 5 and min(weight.shape[2:]) > 1 and weight.numel() >= LARGE_KERNEL
+        if weight.ndim in formats and (large or not stays):
+            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
 
 
 def stream_spec(rgb: InputSpec, stream: Stream, *, flow_stack: int = 1) -> InputSpec:

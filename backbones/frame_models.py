@@ -31,6 +31,7 @@ from .contract import (
     InputSpec,
     Layout,
     Stream,
+    channels_last,
     register,
     stream_spec,
 )
@@ -98,9 +99,7 @@ class FrameModel(Backbone):
             raise ValueError(f"timm's {network} cannot be built so: {error}") from error
         if num_classes and self.network.num_classes != num_classes:
             raise ValueError(f"timm's {network} takes no classifier; leave num_classes out")
-        for weight in self.network.parameters():
-            if weight.ndim == 4:  # Module.to(memory_format=...) fails on networks that also have 3-D kernels
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        channels_last(self.network)
         self.feature_dim = int(self.network.num_features)
         self.num_classes = num_classes
         self._form, self._prefix_tokens = self._recognise_form(side)

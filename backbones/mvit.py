@@ -22,8 +22,18 @@ from torchvision.models import video as tv
 from torchvision.models.video.mvit import MSBlockConfig, MultiscaleAttention, MultiscaleBlock
 from torchvision.models.video.mvit import MViT as Network
 
-from ._stage_net import STREAMS, channels_last, linear, load_torchvision, sized
-from .contract import IMAGENET_MEAN, IMAGENET_STD, Backbone, InputSpec, Layout, Stream, register, stream_spec
+from ._stage_net import STREAMS, linear, load_torchvision, sized
+from .contract import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    InputSpec,
+    Layout,
+    Stream,
+    channels_last,
+    register,
+    stream_spec,
+)
 from .convert import load_weights, published, rename
 from .first_layer import adapt_first_layer
 

@@ -16,8 +16,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ._stage_net import STREAMS, channels_last, linear, sized
-from .contract import Backbone, InputSpec, Layout, Stream, register, stream_spec
+from ._stage_net import STREAMS, linear, sized
+from .contract import Backbone, InputSpec, Layout, Stream, channels_last, register, stream_spec
 from .convert import load_weights, published
 
 Arrangement = Literal["A", "B", "C"]

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._pytorchvideo_layouts import caffe2_layout, pytorchvideo_layout, slowfast_layout
-from ._stage_net import STREAMS, StageNet, channels_last, download, linear, pytorchvideo, sized
-from .contract import Backbone, InputSpec, Layout, Stream, pool_clip, register, stream_spec
+from ._stage_net import STREAMS, StageNet, download, linear, pytorchvideo, sized
+from .contract import Backbone, InputSpec, Layout, Stream, channels_last, pool_clip, register, stream_spec
 from .convert import load_weights
 from .i3d_resnet import NonLocal
 

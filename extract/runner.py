@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone, pool_clip, pool_space
+from ..backbones.contract import channels_last
 from ..backbones.roi import roi_features
 from ..pipeline.flow import FlowComputer, quantise
 from .plan import ClipPlan
@@ -81,7 +82,7 @@ class Runner:
             raise ValueError(f"{plan.name}: top is {top}, but the classifier knows {fewest} classes")
         self.plan, self.backbone, self.device = plan, backbone.eval().to(device), device
         if device.type == "cuda":
-            lay_out(self.backbone)
+            channels_last(self.backbone, large=True)
         self.precision, self.pool, self.layer, self.top, self.roi = precision, pool, layer, top, roi
         # Where windows overlap, each frame is computed once, if nothing but its mean over space is asked for.
         looks_once = backbone.frame_by_frame and plan.stride < plan.entries and not plan.flow_on_device
@@ -251,11 +252,3 @@ def _instances(maps: Tensor, boxes: np.ndarray, present: np.ndarray) -> tuple[Te
     cells = roi_features(maps.float(), torch.from_numpy(boxes[:, middle]).to(maps.device), there)
     counted = there.sum(1).clamp(min=1)[..., None]
     return cells.mean((-2, -1)).sum(1) / counted, there.any(1)
-
-
-def lay_out(backbone: nn.Module) -> None:
-    """Kernels with the channels last, in place, as `InputSpec.normalise` lays out clips: no map is reordered."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for weight in backbone.parameters():
-        if weight.ndim in formats:  # `Module.to(memory_format=...)` fails on networks with kernels of both kinds
-            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from actionfuse.backbones import create_backbone
 from actionfuse.backbones._conv_norm import conv_norm
 from actionfuse.backbones._convolution import _ONEDNN, Conv2d, convolve, use_onednn
-from actionfuse.backbones._stage_net import channels_last
+from actionfuse.backbones.contract import channels_last
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from actionfuse.backbones import create_backbone
+from actionfuse.backbones.contract import channels_last
 from actionfuse.cli import main
 from actionfuse.extract import extract_features, runner, settings
 from actionfuse.extract.plan import ClipPlan
-from actionfuse.extract.runner import Batch, Runner, lay_out, run_in_parts
+from actionfuse.extract.runner import Batch, Runner, run_in_parts
 from actionfuse.pipeline.flow import FlowComputer
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ def test_the_layout_changes_no_feature():
     clips = torch.randn(2, 3, 8, 32, 32)
     with torch.inference_mode():
         before = backbone(clips)
-        lay_out(backbone)
+        channels_last(backbone, large=True)
         torch.testing.assert_close(backbone(clips), before, rtol=1e-4, atol=1e-5)
 
 
