@@ -211,14 +211,14 @@ def main(args: argparse.Namespace) -> int:
     first = islice(decode_passes(in_order(videos)), workers)
     with Standby(0 if launching or args.dry_run else len(list(first))) as standby:
         with no_collection():
-            from ..pipeline.flow import default_method
+            from ..pipeline.flow import settle_method
             from .run import Job  # torch and the models load from here on, decode processes beside them
             from .settings import pick_device
 
             if launching:
                 device = str(pick_device(args.device))  # tells what is wrong with it
-                if args.flow_method == "auto" and (method := default_method(device)).startswith("raft"):
-                    args.flow_method, args.flow_weights = method, args.flow_weights or "pretrained"
+                if args.flow_method is not None:
+                    args.flow_method, args.flow_weights = settle_method(args.flow_method, args.flow_weights, device)
                 args.device = "cpu"  # the GPUs' memory is for the processes that extract
             job = Job(args, fps, videos, make_pool=partial(Pool, standby=standby))
         if args.dry_run:

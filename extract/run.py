@@ -398,8 +398,6 @@ def _read_boxes(args: argparse.Namespace, videos: Iterable[VideoInput]) -> tuple
 
     if args.instances < 1:
         raise ValueError(f"--instances is {args.instances}; with --boxes there must be room for at least one")
-    if not args.boxes.exists():
-        raise ValueError(f"there is no box file {args.boxes}")
     tracks = read_box_file(args.boxes)
     known: set[str] = set()
     for video in videos:  # of which there may be millions: the first with boxes is enough

@@ -257,6 +257,8 @@ def read_box_file(path: str | Path, min_score: float = 0.0) -> dict[str, BoxTrac
     Raises: ValueError that names the file and the line of the first fault, and FileNotFoundError.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no box file {path}")
     if not path.is_dir():
         return _read(path, None, min_score)
     files = sorted(path.rglob("*.csv"))

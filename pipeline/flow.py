@@ -305,6 +305,14 @@ def _rebuild(method: str, options: FlowOptions) -> FlowComputer:
     )
 
 
+def settle_method(method: str, weights: str | None, device: str = "auto") -> tuple[str, str | None]:
+    """A method and its weights where "auto" may be asked for; without weights RAFT then has the published ones."""
+    if method != "auto":
+        return method, weights
+    method = default_method(device)
+    return method, weights or ("pretrained" if method.startswith("raft") else None)
+
+
 def default_method(device: str = "auto") -> str:
     """What method "auto" is: raft_large on a CUDA device, dis_fast elsewhere."""
     if device == "cpu":

@@ -31,7 +31,7 @@ import numpy as np
 
 from actionfuse._files import flush, put_in_place, write_atomically
 
-from .flow import FLOW_BOUND_PIXELS, FlowComputer, list_flow_methods
+from .flow import FLOW_BOUND_PIXELS, FlowComputer, list_flow_methods, settle_method
 from .flow_files import JPG_NAMES, KINDS, SUFFIXES, FlowKind, create_writer, read_recipe
 from .guard import Lost, beat, guarded_map
 from .inputs import VideoInput, find_videos
@@ -268,12 +268,7 @@ def _job(args: argparse.Namespace, cores: int, num_videos: int) -> tuple[FlowJob
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"--workers is {args.workers}; it must be at least 1")
     # Built once here, on the CPU, so that a wrong name or wrong weights are a wrong call and no failure of each video.
-    method, weights = args.method, args.weights
-    if method == "auto":
-        from .flow import default_method
-
-        method = default_method(args.device)
-        weights = weights or ("pretrained" if method.startswith("raft") else None)
+    method, weights = settle_method(args.method, args.weights, args.device)
     FlowComputer(method, weights=weights, device="cpu", precision=args.precision, batch_pairs=args.batch_pairs)
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest() if weights and Path(weights).is_file() else None
     workers = min(num_videos, args.workers or (1 if method.startswith("raft") else cores))
