@@ -24,7 +24,7 @@ from .results import Result, evaluate_all
 from .runs import Ticker, TrainedRun
 from .scores import ScoreTable
 from .stepwise import check_stepwise, told_tables
-from .testing import Average, Look, test_scores
+from .testing import Average, Look, each_once, test_scores
 
 Unread = Literal["omit", "zeros"]
 _FORMAT = 1
@@ -66,12 +66,12 @@ class Member:
     @property
     def broken(self) -> list[Mapping[str, Any]]:
         """Of any observation, each segment once."""
-        return _each_once([seen.broken for seen in self.observations.values()])
+        return each_once([seen.broken for seen in self.observations.values()])
 
     @property
     def damaged(self) -> list[Mapping[str, Any]]:
         """As `broken`: segments that were read though parts of them could not be."""
-        return _each_once([seen.damaged for seen in self.observations.values()])
+        return each_once([seen.damaged for seen in self.observations.values()])
 
     def results(self, absent: Absent = "zero") -> list[Result]:
         """All metrics under all observations, each over the segments that have a label of its task.
@@ -80,11 +80,6 @@ class Member:
         """
         tables = {name: seen.table for name, seen in self.observations.items()}
         return evaluate_all(tables, parts=self.parts, subsets=self.subsets, many_shot=self.many_shot, absent=absent)
-
-
-def _each_once(lists: Sequence[Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    found = {row["id"]: row for rows in lists for row in rows}
-    return sorted(found.values(), key=lambda row: row["index"])
 
 
 def labelled(table: ScoreTable, task: str | None = None) -> ScoreTable | None:
@@ -293,7 +288,7 @@ def _joined(
     missing = np.array([all(i in of for of in lost) for i in ids], bool)
     for scores in mixed.values():
         scores[missing] = 0
-    broken, damaged = (_each_once(lists) for lists in ([s.broken for s in seen], [s.damaged for s in seen]))
+    broken, damaged = (each_once(lists) for lists in ([s.broken for s in seen], [s.damaged for s in seen]))
     return Observed(seen[0].what, ScoreTable(tuple(ids), mixed, labels, missing), broken, damaged)
 
 

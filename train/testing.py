@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -20,6 +20,7 @@ from .batches import Batch, to_device
 from .model import ActionModel
 from .scores import Scores
 
+R = TypeVar("R", bound=Mapping[str, Any])
 Average = Literal["probability", "logit", "maximum"]
 Look = Callable[[Batch, Output], None]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,10 +51,16 @@ class Tested:
 
 
 def _gathered_rows(rows: list[dict]) -> list[dict]:
-    """Those of all processes, each segment once, on process 0."""
+    """Those of all processes, on process 0."""
     parts: list = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else []
     distributed.gather_object(rows, parts or None)
-    return sorted({row["id"]: row for part in parts for row in part}.values(), key=lambda row: row["index"])
+    return each_once(parts)
+
+
+def each_once(lists: Iterable[Iterable[R]]) -> list[R]:
+    """Rows {id, index, ...} of several lists, each segment once, by index."""
+    found = {row["id"]: row for rows in lists for row in rows}
+    return sorted(found.values(), key=lambda row: row["index"])
 
 
 def autocast(device: torch.device, precision: str):

@@ -13,8 +13,8 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from fake_cuda import backward, devices, fake_cuda
-from toy_training import toy_recipe, write_toy
-from toy_videos import video_recipe, write_videos
+from toy_training import toy_recipe
+from toy_videos import video_recipe
 
 from actionfuse.backbones import contract
 from actionfuse.cli import main
@@ -32,16 +32,6 @@ from actionfuse.train.step import Step
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 PAST = {"task__kind": "anticipation", "task__tau_a": 0.5, "task__tau_o": 1.0, "sampling__rule": "last"}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def test_tests_of_the_cpu_see_no_gpu():

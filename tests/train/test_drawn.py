@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from toy_training import toy_recipe, write_toy
+from toy_training import toy_recipe
 
 from actionfuse.cli import main
 from actionfuse.fusion import Output
@@ -25,11 +25,6 @@ ASKED = {
     "sampling": {"rule": "last"},
     "data__max_broken_share": 0.5,
 }
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def made(root, *, training=True, **changes):

@@ -27,11 +27,6 @@ from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.world import check_sync_bn, check_world
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
-
-
 def train(recipe, folder):
     trainer = Trainer(recipe, folder, quiet=True)
     return trainer.run()

@@ -14,8 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torchvision.models import optical_flow
-from toy_training import toy_recipe, write_toy
-from toy_videos import video_recipe, write_videos
+from toy_training import toy_recipe
+from toy_videos import video_recipe
 
 from actionfuse.cli import main
 from actionfuse.pipeline import raft
@@ -46,16 +46,6 @@ def alone(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def train(recipe: Recipe, folder: Path, device: torch.device = GPU, stop: int | None = None) -> list[float]:

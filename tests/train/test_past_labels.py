@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy_training import toy_recipe, write_toy
+from toy_training import toy_recipe
 
 from actionfuse.fusion import Output
 from actionfuse.pipeline import Anticipation, FeatureSpec, Recognition, Sampling, SegmentDataset, collate
@@ -56,11 +56,6 @@ def test_the_rule_is_that_of_a_plain_loop(ended):
             assert found[task].ravel().tolist() == wanted
             assert len(set(wanted)) > 2
     assert (past.at("unknown", times, 1.0, ended=ended)["verb"] == IGNORED).all()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def past_set(root, tau_a=0.25, **changes):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from kitchen import tiny_kitchen
-from toy_training import TINY_SWIN, toy_recipe, write_toy
+from toy_training import TINY_SWIN, toy_recipe
 
 from actionfuse.backbones import video_swin
 from actionfuse.cli import main
@@ -18,11 +18,6 @@ from actionfuse.train.plan import GIB, KNOWN, Bench, Kept, advice, describe, mak
 from actionfuse.train.recipe import dump_recipe, list_recipes, load_recipe
 
 SMALL = ["streams.rgb.backbone=tsn:test_resnet", "streams.rgb.clip.crop=32", "streams.rgb.clip.side=32"]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_kept_memory_is_counted_once_and_without_weights():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from toy_training import toy_recipe, write_toy
-from toy_videos import ANTICIPATION, video_recipe, write_videos
+from toy_videos import ANTICIPATION, video_recipe
 from videos import make_broken, read_code, write_counting_video
 
 from actionfuse import heartbeat
@@ -31,11 +31,6 @@ from actionfuse.train.model import config_of, save_model
 from actionfuse.train.overlay import shown_at
 from actionfuse.train.recipe import dump_recipe
 from actionfuse.train.runs import open_run
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def make_run(folder, recipe):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from toy_training import toy_recipe, write_toy
-from toy_videos import ANTICIPATION, video_recipe, write_videos
+from toy_videos import ANTICIPATION, video_recipe
 from videos import read_code
 
 from actionfuse.cli import main
@@ -63,11 +63,6 @@ class Page(HTMLParser):
         if "section" in self.open:
             name = list(self.sections)[-1]
             self.sections[name] += data
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def page_of(run, *words):

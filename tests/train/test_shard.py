@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import toy_recipe, write_toy
+from toy_training import toy_recipe
 from toy_videos import write_videos
 
 from actionfuse.train import checkpoint
@@ -62,11 +62,6 @@ for name, changes in json.loads(sys.argv[4]):
 CHANGES = {"run__epochs": 2, "run__micro_batch": 1, "optim__clip_norm": 1.0, "optim__batch": 4, "data__limit": 8}
 PIXELS = {"run__epochs": 2, "data__limit": 4, "optim__batch": 2, "optim__lr": 1e-3, "optim__ema": 0.0}
 PRECISIONS = ("fp32", "bf16")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def sharded(root: Path, folder: Path, *jobs: tuple[str, dict]) -> None:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from toy_training import toy_recipe, write_toy
+from toy_training import toy_recipe
 
 from actionfuse.train.engine import Trainer
 from actionfuse.train.log import read_metrics
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_a_tracker_gets_the_recipe_and_every_number(root, tmp_path, monkeypatch):
