@@ -111,8 +111,7 @@ def main(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(args.csv, results)
     tell(whole, results, alone)
-    for row in whole.damaged[:NAMED]:
-        print(f"read in part: {row['id']}: {row['reason']}", file=sys.stderr)
+    tell_damaged(whole.damaged)
     return tell_broken(whole.broken, become="count with scores of zero" if args.unread == "zeros" else "were left out")
 
 
@@ -326,9 +325,18 @@ def _percent(value: float) -> str:
 
 def tell_broken(broken: Sequence[Mapping[str, Any]], what: str = "segments", become: str = "were left out") -> int:
     """Name what could not be read on standard error; the exit code."""
-    for row in broken[:NAMED]:
-        print(f"cannot be read: {row['id']}: {row['reason']}", file=sys.stderr)
-    if broken:
-        more = f", the first {NAMED} of them above" if len(broken) > NAMED else ""
-        print(f"{len(broken)} {what} {become}{more}", file=sys.stderr)
-    return int(bool(broken))
+    return _name("cannot be read", broken, what, become)
+
+
+def tell_damaged(damaged: Sequence[Mapping[str, Any]], what: str = "segments") -> int:
+    """As tell_broken, what was read though parts of it could not be."""
+    return _name("read in part", damaged, what, "were read in part")
+
+
+def _name(said: str, rows: Sequence[Mapping[str, Any]], what: str, become: str) -> int:
+    for row in rows[:NAMED]:
+        print(f"{said}: {row['id']}: {row['reason']}", file=sys.stderr)
+    if rows:
+        more = f", the first {NAMED} of them above" if len(rows) > NAMED else ""
+        print(f"{len(rows)} {what} {become}{more}", file=sys.stderr)
+    return int(bool(rows))

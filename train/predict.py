@@ -125,7 +125,7 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     """Recorded videos; returns the exit code."""
     from ..pipeline.inputs import find_videos
     from .build import make_task
-    from .evaluate import NAMED, tell_broken
+    from .evaluate import tell_broken, tell_damaged
     from .members import described
     from .predictions import line_of, write_csv, write_json
 
@@ -142,15 +142,11 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
     rows, broken = predict_inputs(
         run, inputs, window=args.window, stride=args.stride, top=args.top, crops=args.crops, beside=beside, boxes=boxes
     )
-    lost, damaged = ([row for row in broken if row.get("damaged", False) == partly] for partly in (False, True))
-    about = {
-        "run": str(run.path),
-        "task": described(make_task(run.recipe.task)),
-        **{
-            kind: [{key: row[key] for key in ("video", "id", "reason")} for row in rows_of]
-            for kind, rows_of in (("broken", lost), ("damaged", damaged))
-        },
-    }
+    lost = [row for row in broken if not row.get("damaged")]
+    damaged = [row for row in broken if row.get("damaged")]
+    about: dict[str, Any] = {"run": str(run.path), "task": described(make_task(run.recipe.task))}
+    for kind, unread in (("broken", lost), ("damaged", damaged)):
+        about[kind] = [{key: row[key] for key in ("video", "id", "reason")} for row in unread]
     if args.json is not None:
         write_json(args.json, about, rows)
     if args.csv is not None:
@@ -162,9 +158,8 @@ def recorded(args: argparse.Namespace, run: TrainedRun, paths: Sequence[str], be
                 print(f"  {line_of(row)}")
     if args.overlay is not None:
         _overlays(args.overlay, inputs, rows, boxes, run.recipe.data.decoder)
-    for row in damaged[:NAMED]:
-        print(f"read in part: {row['id']}: {row['reason']}", file=sys.stderr)
-    return max(tell_broken(lost, "videos or segments"), int(bool(damaged)))
+    partly = tell_damaged(damaged, "videos or segments")
+    return tell_broken(lost, "videos or segments") or partly
 
 
 def predict_inputs(
